@@ -1,0 +1,1 @@
+"""One file per pitfall. ``check.py`` says what a check is; ``all_checks.py`` lists them."""

@@ -1,0 +1,69 @@
+"""The needs that checks share: what must be in a study before a check can look."""
+
+from collections.abc import Callable
+
+from scaleproof.checks.check import Need
+from scaleproof.evidence.study import Rank, Run, Study
+
+
+def _every_candidate_rank(study: Study, holds: Callable[[Rank], bool]) -> bool:
+    runs = study.runs_of(study.candidate)
+    return bool(runs) and all(holds(rank) for run in runs for rank in run.ranks)
+
+
+def _num_ranks(run: Run) -> int:
+    return run.manifest.num_ranks if run.manifest is not None else 0
+
+
+BASELINE = Need(
+    text="a baseline arm to compare with",
+    kind="structure",
+    is_met=lambda study: study.baseline is not None,
+)
+CANDIDATE_RUN = Need(
+    text="a finished run of the candidate arm",
+    kind="evidence",
+    is_met=lambda study: bool(study.runs_of(study.candidate)),
+)
+PAIRED_RUN = Need(
+    text="a seed for which both arms finished",
+    kind="evidence",
+    is_met=lambda study: bool(study.pairs),
+)
+OWN_DEVICES = Need(
+    text="a device of its own for every rank (the study was made with --share-device)",
+    kind="structure",
+    is_met=lambda study: not study.request.share_device,
+)
+TWO_RANKS = Need(
+    text="two or more ranks in the candidate arm",
+    kind="structure",
+    is_met=lambda study: any(_num_ranks(run) > 1 for run in study.runs_of(study.candidate)),
+)
+TWO_EPOCHS = Need(
+    text="two or more epochs: the first one is warm-up",
+    kind="evidence",
+    is_met=lambda study: _every_candidate_rank(study, lambda rank: len(rank.epochs) >= 2),
+)
+EPOCHS = Need(
+    text="epoch records of every rank",
+    kind="evidence",
+    is_met=lambda study: _every_candidate_rank(study, lambda rank: bool(rank.epochs)),
+)
+SAMPLES = Need(
+    text="sample records of every rank",
+    kind="evidence",
+    is_met=lambda study: _every_candidate_rank(study, lambda rank: bool(rank.samples)),
+)
+STATES = Need(
+    text="state records of every rank",
+    kind="evidence",
+    is_met=lambda study: _every_candidate_rank(study, lambda rank: bool(rank.states)),
+)
+EVALUATIONS = Need(
+    text="evaluation records of the candidate's ranks",
+    kind="evidence",
+    is_met=lambda study: all(
+        run.evaluated_epochs for run in study.runs_of(study.candidate)
+    ),
+)

@@ -1,0 +1,1 @@
+"""The contract between the half that runs trainings and the half that judges them: files."""

@@ -1,0 +1,322 @@
+"""A study as the judge sees it: its request, its runs, and the pairs that can be compared."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar, final
+
+import numpy as np
+from numpy.typing import NDArray
+from pyroaring import BitMap
+
+from scaleproof.errors import EvidenceError
+from scaleproof.evidence.paths import RunPaths, StudyPaths
+from scaleproof.evidence.reader import read_array, read_bitmap, read_json, read_records
+from scaleproof.evidence.records import (
+    EVALUATION_TABLE,
+    STEP_TABLE,
+    Arm,
+    EpochRecord,
+    EvaluationRecord,
+    Manifest,
+    RankOutcome,
+    Record,
+    SamplesRecord,
+    StateRecord,
+    StudyRequest,
+)
+
+RunStatus = Literal["complete", "diverged", "failed", "unfinished", "missing"]
+
+COMPARABLE_KEYS = (
+    "target",
+    "target_digest",
+    "data_digest",
+    "num_train_samples",
+    "num_evaluation_samples",
+    "class_names",
+    "num_parameters",
+    "optimizer",
+    "precision",
+    "batch_per_device",
+    "num_epochs",
+    "device_kind",
+    "threads_per_rank",
+    "host",
+    "platform",
+    "python_version",
+    "torch_version",
+    "scaleproof_version",
+)
+"""Manifest keys that must be the same in every run of a study."""
+
+R = TypeVar("R", bound=Record)
+
+
+@final
+@dataclass(frozen=True)
+class Rank:
+    """The evidence of one rank of one run."""
+
+    rank: int
+    folder: Path
+    records: tuple[Record, ...]
+    is_torn: bool
+    outcome: RankOutcome | None
+
+    @cached_property
+    def epochs(self) -> tuple[EpochRecord, ...]:
+        return self._of(EpochRecord)
+
+    @cached_property
+    def samples(self) -> tuple[SamplesRecord, ...]:
+        return self._of(SamplesRecord)
+
+    @cached_property
+    def evaluations(self) -> tuple[EvaluationRecord, ...]:
+        return self._of(EvaluationRecord)
+
+    @cached_property
+    def states(self) -> tuple[StateRecord, ...]:
+        return self._of(StateRecord)
+
+    def steps(self, record: EpochRecord) -> NDArray[Any]:
+        """``STEP_TABLE`` of shape ``(num_steps,)``."""
+        return read_array(self.folder, record.steps, dtype=STEP_TABLE)
+
+    def evaluation_table(self, record: EvaluationRecord) -> NDArray[Any]:
+        """``EVALUATION_TABLE`` of shape ``(num_scored,)``."""
+        return read_array(self.folder, record.table, dtype=EVALUATION_TABLE)
+
+    def seen(self, record: SamplesRecord) -> BitMap:
+        return read_bitmap(self.folder, record.seen)
+
+    def repeated(self, record: SamplesRecord) -> BitMap:
+        return read_bitmap(self.folder, record.repeated)
+
+    def sketches(self, record: StateRecord) -> NDArray[np.float64]:
+        """Shape ``(num_tensors, SKETCH_SIZE)``."""
+        return read_array(self.folder, record.sketches, dtype=np.dtype("<f8"))
+
+    def _of(self, kind: type[R]) -> tuple[R, ...]:
+        return tuple(record for record in self.records if isinstance(record, kind))
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """The evidence of one run: one arm, one seed."""
+
+    arm: Arm
+    seed: int
+    paths: RunPaths
+    manifest: Manifest | None
+    ranks: tuple[Rank, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm.name}-seed{self.seed}"
+
+    @cached_property
+    def status(self) -> RunStatus:
+        if self.manifest is None and not self.ranks:
+            return "missing"
+        outcomes = [rank.outcome.status for rank in self.ranks if rank.outcome is not None]
+        if "error" in outcomes:
+            return "failed"
+        if self.manifest is None or len(outcomes) < self.manifest.num_ranks:
+            return "unfinished"
+        return "diverged" if "diverged" in outcomes else "complete"
+
+    @property
+    def is_usable(self) -> bool:
+        """It ran to its end, or to a loss that is not finite: its records are whole."""
+        return self.status in ("complete", "diverged")
+
+    @cached_property
+    def epoch_times_s(self) -> NDArray[np.float64]:
+        """Training time of each epoch that all ranks finished, shape ``(num_epochs_done,)``:
+        the slowest rank's."""
+        per_rank = [[epoch.train_time_s for epoch in rank.epochs] for rank in self.ranks]
+        num_done = min((len(times) for times in per_rank), default=0)
+        if num_done == 0:
+            return np.zeros(0)
+        return np.max(np.array([times[:num_done] for times in per_rank]), axis=0)
+
+    @cached_property
+    def step_losses(self) -> NDArray[np.float64]:
+        """Training loss of every step, shape ``(num_steps,)``: the mean over the global batch."""
+        if not self.ranks:
+            return np.zeros(0)
+        tables = [
+            np.concatenate([rank.steps(epoch) for epoch in rank.epochs] or [np.zeros(0, STEP_TABLE)])
+            for rank in self.ranks
+        ]
+        num_steps = min(len(table) for table in tables)
+        losses = np.array([table["loss"][:num_steps] for table in tables], dtype=np.float64)
+        counts = np.array([table["num_samples"][:num_steps] for table in tables], dtype=np.float64)
+        return (losses * counts).sum(axis=0) / counts.sum(axis=0)
+
+    @cached_property
+    def evaluated_epochs(self) -> tuple[int, ...]:
+        """Values of ``epochs_done`` at which every rank has scored its share, ascending."""
+        per_rank = [{record.epochs_done for record in rank.evaluations} for rank in self.ranks]
+        return tuple(sorted(set[int].intersection(*per_rank))) if per_rank else ()
+
+    def evaluation(self, epochs_done: int) -> NDArray[Any]:
+        """All ranks' ``EVALUATION_TABLE`` rows after ``epochs_done`` epochs, by sample id.
+
+        A sample that was scored twice is there twice.
+        """
+        tables = [
+            rank.evaluation_table(record)
+            for rank in self.ranks
+            for record in rank.evaluations
+            if record.epochs_done == epochs_done
+        ]
+        if not tables:
+            raise EvidenceError(
+                f"{self.paths.root} has no evaluation after {epochs_done} epochs, only after "
+                f"{list(self.evaluated_epochs)}. Choose one of these."
+            )
+        table = np.concatenate(tables)
+        return table[np.argsort(table["sample_id"], kind="stable")]
+
+    @cached_property
+    def final_evaluation(self) -> NDArray[Any]:
+        """``evaluation`` after the last evaluated epoch; the empty table when there is none."""
+        if not self.evaluated_epochs:
+            return np.zeros(0, EVALUATION_TABLE)
+        return self.evaluation(self.evaluated_epochs[-1])
+
+
+@final
+@dataclass(frozen=True)
+class Pair:
+    """The baseline and the candidate run of one seed."""
+
+    seed: int
+    baseline: Run
+    candidate: Run
+
+
+@final
+@dataclass(frozen=True)
+class Study:
+    """All evidence of one study."""
+
+    paths: StudyPaths
+    request: StudyRequest
+    runs: Mapping[tuple[str, int], Run]
+
+    @property
+    def baseline(self) -> Arm | None:
+        return next((arm for arm in self.request.arms if arm.role == "baseline"), None)
+
+    @property
+    def candidate(self) -> Arm:
+        return next(arm for arm in self.request.arms if arm.role == "candidate")
+
+    def runs_of(self, arm: Arm) -> tuple[Run, ...]:
+        """The arm's usable runs, by seed."""
+        runs = (self.runs[arm.name, seed] for seed in self.request.seeds)
+        return tuple(run for run in runs if run.is_usable)
+
+    @cached_property
+    def pairs(self) -> tuple[Pair, ...]:
+        """Seeds for which both arms have a usable run, after checking that they are comparable."""
+        if self.baseline is None:
+            return ()
+        pairs: list[Pair] = []
+        for seed in self.request.seeds:
+            baseline = self.runs[self.baseline.name, seed]
+            candidate = self.runs[self.candidate.name, seed]
+            if baseline.is_usable and candidate.is_usable:
+                _refuse_incomparable(baseline, candidate)
+                pairs.append(Pair(seed=seed, baseline=baseline, candidate=candidate))
+        return tuple(pairs)
+
+    @property
+    def unusable_runs(self) -> tuple[Run, ...]:
+        return tuple(run for run in self.runs.values() if not run.is_usable)
+
+
+def load_study(root: Path) -> Study:
+    """Read a study from its folder. Arrays are read when they are asked for.
+
+    Raises ``EvidenceError`` when it is no study, was written by a newer version, or is damaged.
+    """
+    paths = StudyPaths(root)
+    if not root.is_dir():
+        raise EvidenceError(
+            f"{root} is not a folder. Name the folder of a study, the one that holds study.json."
+        )
+    request = read_json(paths.study, StudyRequest, what="the request of a study")
+    _check_request(paths, request)
+    runs = {
+        (arm.name, seed): _load_run(paths.run(arm.name, seed), arm, seed)
+        for seed in request.seeds
+        for arm in request.arms
+    }
+    return Study(paths=paths, request=request, runs=runs)
+
+
+def _check_request(paths: StudyPaths, request: StudyRequest) -> None:
+    roles = sorted(arm.role for arm in request.arms)
+    if roles not in (["candidate"], ["baseline", "candidate"]):
+        raise EvidenceError(
+            f"{paths.study} has arms with the roles {roles}, expected one candidate and at most "
+            "one baseline. Restore the file from where the study was made."
+        )
+    names = [arm.name for arm in request.arms]
+    for name in names:
+        if Path(name).name != name or not name:
+            raise EvidenceError(
+                f"{paths.study} names an arm {name!r}, which is no folder name. "
+                "Restore the file from where the study was made."
+            )
+    if len(set(names)) != len(names) or len(set(request.seeds)) != len(request.seeds):
+        raise EvidenceError(
+            f"{paths.study} names an arm or a seed twice: arms {names}, seeds "
+            f"{list(request.seeds)}. Restore the file from where the study was made."
+        )
+
+
+def _load_run(paths: RunPaths, arm: Arm, seed: int) -> Run:
+    manifest = None
+    if paths.manifest.exists():
+        manifest = read_json(paths.manifest, Manifest, what="the manifest of a run")
+    return Run(
+        arm=arm,
+        seed=seed,
+        paths=paths,
+        manifest=manifest,
+        ranks=tuple(_load_rank(paths, rank) for rank in paths.ranks_seen()),
+    )
+
+
+def _load_rank(paths: RunPaths, rank: int) -> Rank:
+    records, is_torn = read_records(paths.records(rank))
+    outcome = None
+    if paths.outcome(rank).exists():
+        outcome = read_json(paths.outcome(rank), RankOutcome, what="the outcome of a rank")
+    return Rank(
+        rank=rank,
+        folder=paths.arrays(rank),
+        records=records,
+        is_torn=is_torn,
+        outcome=outcome,
+    )
+
+
+def _refuse_incomparable(baseline: Run, candidate: Run) -> None:
+    assert baseline.manifest is not None and candidate.manifest is not None  # both are usable
+    for key in COMPARABLE_KEYS:
+        ours, theirs = getattr(baseline.manifest, key), getattr(candidate.manifest, key)
+        if ours != theirs:
+            raise EvidenceError(
+                f"{baseline.paths.root} and {candidate.paths.root} can't be compared: {key} is "
+                f"{ours!r} in the first and {theirs!r} in the second. Run both arms again with "
+                "the same code, data and machine: scaleproof compare does."
+            )
