@@ -52,15 +52,15 @@ class FakeArm:
     epoch_time_noise: float = 0.01  # relative standard deviation
     # targets and predictions of the evaluation samples, shape (num_evaluation_samples,)
     targets: Callable[[], NDArray[np.int32]] = lambda: np.repeat(np.arange(3, dtype=np.int32), 100)
-    predictions: Callable[[int, NDArray[np.int32]], NDArray[np.int32]] = (
-        lambda seed, targets: flip_share(targets, share=0.1, seed=seed)
+    predictions: Callable[[int, NDArray[np.int32]], NDArray[np.int32]] = lambda seed, targets: (
+        flip_share(targets, share=0.1, seed=seed)
     )
     # mean training loss of each step, given (seed, num_steps)
-    step_losses: Callable[[int, int], NDArray[np.float64]] = (
-        lambda seed, num_steps: 2.0 * np.exp(-np.arange(num_steps) / 20) + 0.2
+    step_losses: Callable[[int, int], NDArray[np.float64]] = lambda seed, num_steps: (
+        2.0 * np.exp(-np.arange(num_steps) / 20) + 0.2
     )
-    evaluation_loss: Callable[[int, int], float] = (
-        lambda seed, epochs_done: 2.0 * float(np.exp(-epochs_done)) + 0.3
+    evaluation_loss: Callable[[int, int], float] = lambda seed, epochs_done: (
+        2.0 * float(np.exp(-epochs_done)) + 0.3
     )
     # ids fed to a rank in an epoch, given (arm, seed, rank, epoch)
     fed: Callable[["FakeArm", int, int, int], NDArray[np.int64]] = lambda arm, seed, rank, epoch: (
@@ -278,9 +278,7 @@ def _write_evaluation(
     )
 
 
-def _write_state(
-    writer: RankWriter, fake: FakeArm, seed: int, rank: int, epochs_done: int
-) -> None:
+def _write_state(writer: RankWriter, fake: FakeArm, seed: int, rank: int, epochs_done: int) -> None:
     state = fake.state(seed, rank, epochs_done)
     sketches = np.zeros((len(state), SKETCH_SIZE))
     tensors: list[TensorState] = []

@@ -63,7 +63,5 @@ STATES = Need(
 EVALUATIONS = Need(
     text="evaluation records of the candidate's ranks",
     kind="evidence",
-    is_met=lambda study: all(
-        run.evaluated_epochs for run in study.runs_of(study.candidate)
-    ),
+    is_met=lambda study: all(run.evaluated_epochs for run in study.runs_of(study.candidate)),
 )

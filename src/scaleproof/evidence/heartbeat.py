@@ -82,9 +82,7 @@ class Heartbeat:
         self._map.close()
 
     def _write(self) -> None:
-        _HEADER.pack_into(
-            self._map, 0, _MAGIC, self.phase, self.epoch, self.step, self.num_steps
-        )
+        _HEADER.pack_into(self._map, 0, _MAGIC, self.phase, self.epoch, self.step, self.num_steps)
 
 
 def read_heartbeat(path: Path) -> Beat | None:

@@ -81,6 +81,17 @@ class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True, tag="evaluatio
     scores: ArrayRef | None = None
 
 
+LOST_PEER_MESSAGES = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Timed out waiting",
+    "Broken pipe",
+    "remote process exited",
+    "Socket Timeout",
+)
+"""What gloo, NCCL and the store say when another rank is gone or late (torch 2.13)."""
+
+
 class TensorKind(StrEnum):
     PARAMETER = "parameter"
     BUFFER = "buffer"
@@ -131,6 +142,11 @@ class RankOutcome(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
     traceback: str = ""
     ended_at_unix_s: float = 0.0
+
+    @property
+    def is_lost_peer(self) -> bool:
+        """The error says that another rank went away or never came: a consequence, not a cause."""
+        return self.status == "error" and any(text in self.message for text in LOST_PEER_MESSAGES)
 
 
 @final

@@ -129,6 +129,23 @@ class Run:
             return "unfinished"
         return "diverged" if "diverged" in outcomes else "complete"
 
+    @cached_property
+    def first_failure(self) -> tuple[int, RankOutcome] | None:
+        """The rank that failed first and how; None when none failed.
+
+        A rank that only lost its peer did not fail first, even when it says so earlier.
+        """
+        failures = [
+            (rank.rank, rank.outcome)
+            for rank in self.ranks
+            if rank.outcome is not None and rank.outcome.status == "error"
+        ]
+        return min(
+            failures,
+            key=lambda failure: (failure[1].is_lost_peer, failure[1].ended_at_unix_s),
+            default=None,
+        )
+
     @property
     def is_usable(self) -> bool:
         """It ran to its end, or to a loss that is not finite: its records are whole."""
@@ -150,7 +167,9 @@ class Run:
         if not self.ranks:
             return np.zeros(0)
         tables = [
-            np.concatenate([rank.steps(epoch) for epoch in rank.epochs] or [np.zeros(0, STEP_TABLE)])
+            np.concatenate(
+                [rank.steps(epoch) for epoch in rank.epochs] or [np.zeros(0, STEP_TABLE)]
+            )
             for rank in self.ranks
         ]
         num_steps = min(len(table) for table in tables)
@@ -255,7 +274,7 @@ def load_study(root: Path) -> Study:
     request = read_json(paths.study, StudyRequest, what="the request of a study")
     _check_request(paths, request)
     runs = {
-        (arm.name, seed): _load_run(paths.run(arm.name, seed), arm, seed)
+        (arm.name, seed): load_run(paths.run(arm.name, seed), arm, seed)
         for seed in request.seeds
         for arm in request.arms
     }
@@ -283,7 +302,8 @@ def _check_request(paths: StudyPaths, request: StudyRequest) -> None:
         )
 
 
-def _load_run(paths: RunPaths, arm: Arm, seed: int) -> Run:
+def load_run(paths: RunPaths, arm: Arm, seed: int) -> Run:
+    """Read one run from its folder, whatever state it is in."""
     manifest = None
     if paths.manifest.exists():
         manifest = read_json(paths.manifest, Manifest, what="the manifest of a run")

@@ -1,0 +1,1 @@
+"""What to train, one file each; nothing in here knows about devices, ranks or parallelism."""

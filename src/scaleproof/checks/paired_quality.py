@@ -1,0 +1,133 @@
+"""What the checks that compare the quality of two arms share: when there is nothing to compare."""
+
+from collections.abc import Sequence
+from typing import final
+
+import msgspec
+
+from scaleproof.checks.check import Judgement, Outcome
+from scaleproof.evidence.study import Study
+from scaleproof.stats.paired import PairedEvaluations
+
+MIN_SEEDS = 3
+"""With fewer, the interval is so wide that it seldom decides anything."""
+
+
+@final
+class PairedEvidence(msgspec.Struct, frozen=True, kw_only=True):
+    """Which seeds both arms evaluated at the same point, and on how many samples.
+
+    ``diverged_seeds``: the candidate diverged before its last evaluation. ``left_out_seeds``:
+    the baseline has no evaluation to compare with. ``num_unmatched``: samples that some of the
+    runs did not score.
+    """
+
+    num_devices: int
+    num_baseline_devices: int
+    seeds: tuple[int, ...]
+    num_samples: int
+    num_unmatched: int
+    diverged_seeds: tuple[int, ...]
+    left_out_seeds: tuple[int, ...]
+
+    @property
+    def devices(self) -> str:
+        return "1 device" if self.num_devices == 1 else f"{self.num_devices} devices"
+
+    @property
+    def baseline_devices(self) -> str:
+        return "one" if self.num_baseline_devices == 1 else f"{self.num_baseline_devices}"
+
+
+def paired_evidence(study: Study, samples: PairedEvaluations) -> PairedEvidence:
+    """The facts about ``samples`` that every quality check reports."""
+    assert study.baseline is not None  # a need of every check that calls this
+    return PairedEvidence(
+        num_devices=study.candidate.num_devices,
+        num_baseline_devices=study.baseline.num_devices,
+        seeds=samples.seeds,
+        num_samples=samples.num_samples,
+        num_unmatched=samples.num_unmatched,
+        diverged_seeds=samples.diverged_seeds,
+        left_out_seeds=samples.left_out_seeds,
+    )
+
+
+def judge_comparability(evidence: PairedEvidence, *, what: str) -> Judgement | None:
+    """The judgement when ``what`` (such as "accuracy") can't be compared at all; else None."""
+    if evidence.diverged_seeds:
+        return Judgement(
+            outcome=Outcome.FAIL,
+            sentence=(
+                f"training with {evidence.devices} diverged in {name_seeds(evidence.diverged_seeds)}"
+                f" and left no final {what}; with {evidence.baseline_devices} it did not"
+            ),
+            remedy=(
+                "Lower the learning rate for many devices (--lr-rule none) or lengthen its "
+                "warm-up, then look for the first step whose loss is not finite."
+            ),
+        )
+    if not evidence.seeds:
+        return Judgement(
+            outcome=Outcome.UNDECIDED,
+            sentence=(
+                f"no seed has a final {what} in both arms: nothing to compare in "
+                f"{name_seeds(evidence.left_out_seeds)}"
+            ),
+            remedy="Evaluate both arms after the same last epoch, then run the study again.",
+        )
+    if evidence.num_unmatched:
+        total = evidence.num_samples + evidence.num_unmatched
+        return Judgement(
+            outcome=Outcome.UNDECIDED,
+            sentence=(
+                f"{evidence.num_unmatched} of {total} evaluation samples were not scored by every "
+                f"run, so {what} would be compared on a selection"
+            ),
+            remedy=(
+                "Score every evaluation sample exactly once in each run: no dropped last batch, "
+                "and the ranks' shares must cover the whole set."
+            ),
+        )
+    return None
+
+
+def judge_single_seed(evidence: PairedEvidence, *, measured: str, what: str) -> Judgement | None:
+    """Undecided when there is one seed only; ``measured`` states the numbers that it gave."""
+    if len(evidence.seeds) > 1:
+        return None
+    return Judgement(
+        outcome=Outcome.UNDECIDED,
+        sentence=(
+            f"one seed per arm can't show whether {what} is as good: {measured}, which may be the "
+            f"luck of one run; at least {MIN_SEEDS} seeds are needed to decide"
+        ),
+        remedy=f"Run at least {MIN_SEEDS} seeds per arm (--seeds {MIN_SEEDS}).",
+    )
+
+
+def basis(evidence: PairedEvidence) -> str:
+    """What an interval rests on, in words."""
+    if len(evidence.seeds) == 1:
+        return "from 1 seed, run-to-run variation left out"
+    return f"over {len(evidence.seeds)} seeds"
+
+
+def more_seeds(seeds_to_decide: int | None, evidence: PairedEvidence) -> str:
+    """What to do about an interval that is too wide."""
+    if len(evidence.seeds) == 1:
+        return f"Run at least {MIN_SEEDS} seeds per arm (--seeds {MIN_SEEDS})."
+    if seeds_to_decide is None:
+        return (
+            "More seeds would not decide: the difference lies too close to the limit, or the "
+            "evaluation set is too small. Use more evaluation samples, or choose another limit."
+        )
+    num_seeds = max(seeds_to_decide, len(evidence.seeds) + 1)
+    return f"About {num_seeds} seeds per arm would decide (--seeds {num_seeds})."
+
+
+def name_seeds(seeds: Sequence[int]) -> str:
+    """The seeds in words: "seed 3", "seeds 0, 1 and 2"."""
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    return f"seeds {', '.join(str(seed) for seed in seeds[:-1])} and {seeds[-1]}"

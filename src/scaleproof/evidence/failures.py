@@ -1,0 +1,56 @@
+"""Why a run failed, in a sentence: the first rank that failed, not the flood that followed."""
+
+from dataclasses import dataclass
+from typing import final
+
+from scaleproof.evidence.heartbeat import Phase, read_heartbeat
+from scaleproof.evidence.study import Run
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """``sentence`` names run, rank, moment, error and what to do; ``traceback`` may be empty."""
+
+    sentence: str
+    traceback: str
+
+
+def describe_failure(run: Run) -> Failure | None:
+    """What the evidence says about a failed run; None when no rank left an error."""
+    failure = run.first_failure
+    if failure is None:
+        return None
+    rank, outcome = failure
+    moment = _moment(outcome.phase, outcome.epoch, outcome.step)
+    if outcome.is_lost_peer and (others := _silent_ranks(run)):
+        sentence = (
+            f"{run.name}: rank {rank} waited in vain for another rank {moment}. {others} "
+            "Usual causes: a branch that only some ranks take, a rank that is much slower "
+            "(raise --timeout), or one that hangs in data loading."
+        )
+        return Failure(sentence=sentence, traceback="")
+    message = (
+        outcome.message if outcome.message.endswith((".", "!", "?")) else f"{outcome.message}."
+    )
+    sentence = f"{run.name}: rank {rank} failed {moment}: {outcome.error_type}: {message}"
+    return Failure(sentence=sentence, traceback=outcome.traceback)
+
+
+def _silent_ranks(run: Run) -> str:
+    """Where those ranks are that left no outcome: they were still busy elsewhere."""
+    silent: list[str] = []
+    for rank in run.ranks:
+        beat = None if rank.outcome else read_heartbeat(run.paths.heartbeat(rank.rank))
+        if beat is not None:
+            moment = _moment(beat.phase.word, beat.epoch, beat.step)
+            silent.append(f"Rank {rank.rank} never came: it was last seen {moment}.")
+    return " ".join(silent)
+
+
+def _moment(phase: str, epoch: int, step: int) -> str:
+    if phase == Phase.TRAINING.word:
+        return f"in epoch {epoch + 1}, step {step + 1}"
+    if phase == Phase.STARTING.word:
+        return "while starting"
+    return f"while {phase} in epoch {epoch + 1}"
