@@ -1,20 +1,23 @@
+"""The check ``accuracy-drop``."""
+
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import msgspec
 import numpy as np
-from typing_extensions import override
 
-from scaleproof.checks import needs
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
+from scaleproof.checks.final_scores import CLASSES
+from scaleproof.checks.needs import BASELINE, PAIRED_RUN
 from scaleproof.checks.paired_quality import (
     PairedEvidence,
-    basis,
     judge_comparability,
     judge_single_seed,
     more_seeds,
     paired_evidence,
+    signed,
 )
+from scaleproof.checks.wording import percent
 from scaleproof.evidence.study import Study
 from scaleproof.stats.noninferiority import measure_noninferiority, paired_item_standard_error
 from scaleproof.stats.paired import pair_final_evaluations
@@ -79,13 +82,12 @@ class AccuracyDrop(AbstractCheck[AccuracyDifference]):
     name: ClassVar[str] = "accuracy-drop"
     question: ClassVar[Question] = Question.AS_GOOD
     family: ClassVar[Family] = Family.QUALITY
-    needs: ClassVar[tuple[Need, ...]] = (needs.BASELINE, needs.PAIRED_RUN)
+    needs: ClassVar[tuple[Need, ...]] = (BASELINE, PAIRED_RUN, CLASSES)
 
     max_drop: float = 0.01
     confidence: float = 0.95
     allow_single_seed: bool = False
 
-    @override
     def measure(self, study: Study) -> AccuracyDifference:
         samples = pair_final_evaluations(study.pairs)
         baseline = samples.baseline["prediction"] == samples.baseline["target"]
@@ -102,7 +104,6 @@ class AccuracyDrop(AbstractCheck[AccuracyDifference]):
             item_standard_error=item_standard_error,
         )
 
-    @override
     def judge(self, measurement: AccuracyDifference) -> Judgement:
         evidence = measurement.evidence
         refusal = judge_comparability(evidence, what="accuracy")
@@ -118,17 +119,18 @@ class AccuracyDrop(AbstractCheck[AccuracyDifference]):
             num_samples=evidence.num_samples,
         )
         measured = (
-            f"accuracy with {evidence.devices} is {100 * candidate.mean():.2f} %, with "
-            f"{evidence.baseline_devices} {100 * baseline.mean():.2f} %"
+            f"Accuracy with {evidence.devices} is {percent(candidate.mean(), 2)}, with "
+            f"{evidence.baseline_devices} {percent(baseline.mean(), 2)}"
         )
         if not self.allow_single_seed:
-            refusal = judge_single_seed(evidence, measured=measured, what="accuracy")
+            refusal = judge_single_seed(evidence, measured=measured, what="accuracy is")
             if refusal is not None:
                 return refusal
         sentence = (
-            f"{measured}: {100 * result.mean_difference:+.2f} points "
-            f"({100 * (2 * self.confidence - 1):.3g} % interval {100 * result.low:+.2f} to "
-            f"{100 * result.high:+.2f}, {basis(evidence)}; allowed {-100 * self.max_drop:+.2f})"
+            f"{measured}: {signed(100 * result.mean_difference, 2)} points "
+            f"({100 * (2 * self.confidence - 1):.3g} % interval {signed(100 * result.low, 2)} to "
+            f"{signed(100 * result.high, 2)}, {evidence.basis}; "
+            f"allowed {signed(-100 * self.max_drop, 2)})."
         )
         if result.low >= -self.max_drop:
             return Judgement(outcome=Outcome.PASS, sentence=sentence)

@@ -1,21 +1,23 @@
+"""The check ``loss-mismatch``."""
+
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import override
 
-from scaleproof.checks import needs
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
+from scaleproof.checks.needs import BASELINE, PAIRED_RUN
 from scaleproof.checks.paired_quality import (
+    DIVERGED_REMEDY,
     PairedEvidence,
-    basis,
     judge_comparability,
     judge_single_seed,
     more_seeds,
     name_seeds,
     paired_evidence,
+    signed,
 )
 from scaleproof.evidence.study import Study
 from scaleproof.stats.noninferiority import measure_noninferiority, paired_item_standard_error
@@ -78,13 +80,12 @@ class LossMismatch(AbstractCheck[LossDifference]):
     name: ClassVar[str] = "loss-mismatch"
     question: ClassVar[Question] = Question.AS_GOOD
     family: ClassVar[Family] = Family.QUALITY
-    needs: ClassVar[tuple[Need, ...]] = (needs.BASELINE, needs.PAIRED_RUN)
+    needs: ClassVar[tuple[Need, ...]] = (BASELINE, PAIRED_RUN)
 
     max_excess: float = 0.05
     confidence: float = 0.95
     allow_single_seed: bool = False
 
-    @override
     def measure(self, study: Study) -> LossDifference:
         samples = pair_final_evaluations(study.pairs)
         evidence = paired_evidence(study, samples)
@@ -99,7 +100,6 @@ class LossMismatch(AbstractCheck[LossDifference]):
             item_standard_error=_item_standard_error(initial, baseline, candidate),
         )
 
-    @override
     def judge(self, measurement: LossDifference) -> Judgement:
         evidence = measurement.evidence
         refusal = judge_comparability(evidence, what="loss")
@@ -111,11 +111,11 @@ class LossMismatch(AbstractCheck[LossDifference]):
         candidate = np.array(measurement.candidate_loss, dtype=np.float64)
         excess = (candidate - baseline) / (initial - baseline)
         measured = (
-            f"the final loss with {evidence.devices} is {candidate.mean():.4g}, with "
+            f"The final loss with {evidence.devices} is {candidate.mean():.4g}, with "
             f"{evidence.baseline_devices} {baseline.mean():.4g}"
         )
         if not self.allow_single_seed:
-            refusal = judge_single_seed(evidence, measured=measured, what="the loss")
+            refusal = judge_single_seed(evidence, measured=measured, what="the loss is")
             if refusal is not None:
                 return refusal
         result = measure_noninferiority(
@@ -125,10 +125,10 @@ class LossMismatch(AbstractCheck[LossDifference]):
             item_standard_error=measurement.item_standard_error,
         )
         sentence = (
-            f"{measured}: {-100 * result.mean_difference:+.2f} % of what training brought it down "
-            f"({100 * (2 * self.confidence - 1):.3g} % interval {-100 * result.high:+.2f} to "
-            f"{-100 * result.low:+.2f} %, {basis(evidence)}; allowed "
-            f"{100 * self.max_excess:+.2f} %)"
+            f"{measured}: {signed(-100 * result.mean_difference, 2)} % of its fall in training "
+            f"({100 * (2 * self.confidence - 1):.3g} % interval {signed(-100 * result.high, 2)} to "
+            f"{signed(-100 * result.low, 2)} %, {evidence.basis}; allowed "
+            f"{signed(100 * self.max_excess, 2)} %)."
         )
         if result.low >= -self.max_excess:
             return Judgement(outcome=Outcome.PASS, sentence=sentence)
@@ -194,8 +194,8 @@ def _judge_finite(measurement: LossDifference) -> Judgement | None:
         return Judgement(
             outcome=Outcome.UNDECIDED,
             sentence=(
-                f"the final loss of the baseline is not finite in {name_seeds(broken)}: "
-                "there is nothing to compare with"
+                f"The final loss of the baseline is not finite in {name_seeds(broken)}: "
+                "there is nothing to compare with."
             ),
             remedy="Make training on one device stable first: lower its learning rate.",
         )
@@ -209,13 +209,10 @@ def _judge_finite(measurement: LossDifference) -> Judgement | None:
     return Judgement(
         outcome=Outcome.FAIL,
         sentence=(
-            f"the final loss with {evidence.devices} is not finite in {name_seeds(broken)}; "
-            f"with {evidence.baseline_devices} it is"
+            f"The final loss with {evidence.devices} is not finite in {name_seeds(broken)}; "
+            f"with {evidence.baseline_devices} it is."
         ),
-        remedy=(
-            "Lower the learning rate for many devices (--lr-rule none) or lengthen its warm-up, "
-            "then look for the first step whose loss is not finite."
-        ),
+        remedy=DIVERGED_REMEDY,
     )
 
 
@@ -225,8 +222,8 @@ def _judge_fall(measurement: LossDifference) -> Judgement | None:
         return Judgement(
             outcome=Outcome.UNDECIDED,
             sentence=(
-                "the baseline has no finite loss before training on all samples, so what training "
-                "brought it down is unknown"
+                "The baseline has no finite loss before training on all samples, so what training "
+                "brought it down is unknown."
             ),
             remedy="Evaluate once before the first step, on the whole evaluation set.",
         )
@@ -238,8 +235,8 @@ def _judge_fall(measurement: LossDifference) -> Judgement | None:
             return Judgement(
                 outcome=Outcome.UNDECIDED,
                 sentence=(
-                    f"training did not bring the baseline's loss down in seed {seed}: "
-                    f"{initial:.4g} before, {final_loss:.4g} after"
+                    f"Training did not bring the baseline's loss down in seed {seed}: "
+                    f"{initial:.4g} before, {final_loss:.4g} after."
                 ),
                 remedy="Make training on one device learn first; then compare.",
             )

@@ -6,11 +6,17 @@ from typing import final
 import msgspec
 
 from scaleproof.checks.check import Judgement, Outcome
+from scaleproof.checks.wording import counted, listed
 from scaleproof.evidence.study import Study
 from scaleproof.stats.paired import PairedEvaluations
 
 MIN_SEEDS = 3
 """With fewer, the interval is so wide that it seldom decides anything."""
+
+DIVERGED_REMEDY = (
+    "Lower the learning rate of the arm with many devices or lengthen its warm-up; non-finite "
+    "names the first step whose loss is not finite."
+)
 
 
 @final
@@ -32,11 +38,18 @@ class PairedEvidence(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def devices(self) -> str:
-        return "1 device" if self.num_devices == 1 else f"{self.num_devices} devices"
+        return counted(self.num_devices, "device")
 
     @property
     def baseline_devices(self) -> str:
-        return "one" if self.num_baseline_devices == 1 else f"{self.num_baseline_devices}"
+        return "one" if self.num_baseline_devices == 1 else str(self.num_baseline_devices)
+
+    @property
+    def basis(self) -> str:
+        """What an interval rests on, in words."""
+        if len(self.seeds) == 1:
+            return "from 1 seed, without the variation from run to run"
+        return f"over {len(self.seeds)} seeds"
 
 
 def paired_evidence(study: Study, samples: PairedEvaluations) -> PairedEvidence:
@@ -59,20 +72,18 @@ def judge_comparability(evidence: PairedEvidence, *, what: str) -> Judgement | N
         return Judgement(
             outcome=Outcome.FAIL,
             sentence=(
-                f"training with {evidence.devices} diverged in {name_seeds(evidence.diverged_seeds)}"
-                f" and left no final {what}; with {evidence.baseline_devices} it did not"
+                f"Training with {evidence.devices} diverged in "
+                f"{name_seeds(evidence.diverged_seeds)} and left no final {what}; with "
+                f"{evidence.baseline_devices} it went on."
             ),
-            remedy=(
-                "Lower the learning rate for many devices (--lr-rule none) or lengthen its "
-                "warm-up, then look for the first step whose loss is not finite."
-            ),
+            remedy=DIVERGED_REMEDY,
         )
     if not evidence.seeds:
         return Judgement(
             outcome=Outcome.UNDECIDED,
             sentence=(
-                f"no seed has a final {what} in both arms: nothing to compare in "
-                f"{name_seeds(evidence.left_out_seeds)}"
+                "The arms were not evaluated after the same last epoch, or not after training, "
+                f"in {name_seeds(evidence.left_out_seeds)}: no final {what} to compare."
             ),
             remedy="Evaluate both arms after the same last epoch, then run the study again.",
         )
@@ -81,8 +92,8 @@ def judge_comparability(evidence: PairedEvidence, *, what: str) -> Judgement | N
         return Judgement(
             outcome=Outcome.UNDECIDED,
             sentence=(
-                f"{evidence.num_unmatched} of {total} evaluation samples were not scored by every "
-                f"run, so {what} would be compared on a selection"
+                f"{evidence.num_unmatched:,} of {counted(total, 'evaluation sample')} were not "
+                f"scored by every run: {what} would be compared on a selection."
             ),
             remedy=(
                 "Score every evaluation sample exactly once in each run: no dropped last batch, "
@@ -99,18 +110,11 @@ def judge_single_seed(evidence: PairedEvidence, *, measured: str, what: str) -> 
     return Judgement(
         outcome=Outcome.UNDECIDED,
         sentence=(
-            f"one seed per arm can't show whether {what} is as good: {measured}, which may be the "
-            f"luck of one run; at least {MIN_SEEDS} seeds are needed to decide"
+            f"{measured}, but one seed per arm can't show whether {what} as good: it may be the "
+            f"luck of one run. At least {MIN_SEEDS} seeds are needed to decide."
         ),
         remedy=f"Run at least {MIN_SEEDS} seeds per arm (--seeds {MIN_SEEDS}).",
     )
-
-
-def basis(evidence: PairedEvidence) -> str:
-    """What an interval rests on, in words."""
-    if len(evidence.seeds) == 1:
-        return "from 1 seed, run-to-run variation left out"
-    return f"over {len(evidence.seeds)} seeds"
 
 
 def more_seeds(seeds_to_decide: int | None, evidence: PairedEvidence) -> str:
@@ -128,6 +132,9 @@ def more_seeds(seeds_to_decide: int | None, evidence: PairedEvidence) -> str:
 
 def name_seeds(seeds: Sequence[int]) -> str:
     """The seeds in words: "seed 3", "seeds 0, 1 and 2"."""
-    if len(seeds) == 1:
-        return f"seed {seeds[0]}"
-    return f"seeds {', '.join(str(seed) for seed in seeds[:-1])} and {seeds[-1]}"
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {listed(seeds)}"
+
+
+def signed(value: float, digits: int) -> str:
+    """``value`` with its sign; what rounds to zero is ``+0.0``, never ``-0.0``."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}"

@@ -7,6 +7,30 @@ from scaleproof.evidence.heartbeat import Phase, read_heartbeat
 from scaleproof.evidence.study import Run
 
 
+KNOWN_CAUSES = (
+    (
+        "op.preamble.length <= op.nbytes",
+        "the ranks called one collective with tensors of different sizes (gloo: received data "
+        "size doesn't match). Give it the same shape and dtype on every rank: pad the smaller "
+        "tensor, or gather the sizes first.",
+    ),
+    (
+        "CUDA out of memory",
+        "CUDA out of memory. Use a smaller batch_per_device, or a device with more memory.",
+    ),
+    (
+        "DefaultCPUAllocator: can't allocate memory",
+        "out of memory. Use a smaller batch_per_device, or a machine with more memory.",
+    ),
+    (
+        "verifies params across processes",
+        "the model has other parameters on one rank than on another. Build the same model on "
+        "every rank: nothing in build_model may depend on the rank.",
+    ),
+)
+"""Texts of torch and gloo (2.13) that mean something a user can act on, and what it is."""
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
@@ -54,3 +78,7 @@ def _moment(phase: str, epoch: int, step: int) -> str:
     if phase == Phase.STARTING.word:
         return "while starting"
     return f"while {phase} in epoch {epoch + 1}"
+
+
+def _known_cause(text: str) -> str | None:
+    return next((cause for sign, cause in KNOWN_CAUSES if sign in text), None)

@@ -81,6 +81,8 @@ class _Round:
             self._wait_until(run, lambda run=run: run.awaits_epoch(0))
         for epoch in range(num_epochs):
             for run in self._runs:
+                if run.exit_code == 0:
+                    continue  # it stopped early, at a loss that is not finite
                 run.grant(epoch + 1)
                 self._wait_until(run, lambda run=run: run.awaits_epoch(epoch + 1))  # noqa: B023
                 self._watcher.epoch_done(run.request, self._evidence_of(run))

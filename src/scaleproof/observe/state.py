@@ -28,16 +28,16 @@ class StateFingerprint:
         optimizer: torch.optim.Optimizer,
     ) -> tuple[tuple[TensorState, ...], NDArray[np.float64]]:
         """One ``TensorState`` per tensor, and the sketches, ``(num_tensors, SKETCH_SIZE)``."""
-        named = [(TensorKind.PARAMETER, name, p.detach()) for name, p in parameters]
-        states = [
+        owned = list(parameters)
+        tensors = [(TensorKind.PARAMETER, name, parameter.detach()) for name, parameter in owned]
+        tensors += [(TensorKind.BUFFER, name, buffer) for name, buffer in buffers]
+        tensors += [
             (TensorKind.OPTIMIZER, f"{name}/{key}", value)
-            for _, name, p in named
-            for key, value in optimizer.state.get(p, {}).items()
+            for name, parameter in owned
+            for key, value in optimizer.state.get(parameter, {}).items()
             if isinstance(value, Tensor)
         ]
-        return self._fingerprint(
-            [*named, *((TensorKind.BUFFER, name, b) for name, b in buffers), *states]
-        )
+        return self._fingerprint(tensors)
 
     def _fingerprint(
         self, tensors: list[tuple[TensorKind, str, Tensor]]

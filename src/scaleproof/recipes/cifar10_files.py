@@ -13,7 +13,7 @@ import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -217,7 +217,11 @@ def _download() -> Path:
             "--data-dir reads it from a folder of yours)",
             file=sys.stderr,
         )
-    downloader = pooch.HTTPDownloader(progressbar=_Progress(), chunk_size=1 << 20)
+    # pooch documents both arguments so; its annotations say otherwise.
+    downloader: Any = pooch.HTTPDownloader(
+        progressbar=_Progress(),  # pyright: ignore[reportArgumentType]
+        chunk_size=1 << 20,
+    )
     try:
         pooch.retrieve(
             URL, known_hash=ARCHIVE_HASH, fname=ARCHIVE, path=cache, downloader=downloader

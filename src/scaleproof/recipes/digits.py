@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from scaleproof.recipes.images import (
@@ -22,21 +25,22 @@ from scaleproof.recipes.images import (
 from scaleproof.recipes.recipe import Data, Recipe, Split
 
 NUM_CLASSES = 10
-EVALUATION_SHARE = 0.2
+EVALUATION_SHARE = 0.25
 _SPLIT_SEED = 0
-_MAX_INTENSITY = 16
+_MAX_INTENSITY = 16  # of the scanned 4 x 4 blocks: how many of their points are black
 
 
 def recipe() -> Recipe:
+    """Under a minute and a half on two cores, for both arms and all seeds."""
     return Recipe(
         name="digits",
         load_data=_load_data,
         build_model=partial(build_network, num_channels=1, num_classes=NUM_CLASSES),
         build_optimizer=_build_optimizer,
         loss=_loss,
-        learning_rate=1e-3,
+        learning_rate=3e-3,
         batch_per_device=128,
-        num_epochs=14,
+        num_epochs=16,
         schedule=one_cycle,
         prepare=_prepare,
         num_draws=2,
@@ -46,33 +50,34 @@ def recipe() -> Recipe:
 
 
 def _load_data(data_dir: Path | None) -> Data:  # noqa: ARG001 - the data comes with scikit-learn
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.from_numpy(digits.images * (255 / _MAX_INTENSITY))
+    flat_images, digits = load_digits(return_X_y=True)
+    images = torch.from_numpy(np.asarray(flat_images, dtype=np.float32)).view(-1, 1, 8, 8)
     # Bilinear: the enlarged strokes keep smooth edges, as a scanner would give them.
-    inputs = (
-        nn.functional.interpolate(
-            images[:, None], size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False
-        )
-        .round()
-        .to(torch.uint8)
-        .permute(0, 2, 3, 1)
-        .contiguous()
-    )
-    targets = torch.from_numpy(digits.target.astype(np.int64))
-    train_ids, evaluation_ids = _stratified_split(digits.target)
+    enlarged = nn.functional.interpolate(images, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear")
+    pixels = (enlarged * (255 / _MAX_INTENSITY)).round().to(torch.uint8)
+    inputs = pixels.permute(0, 2, 3, 1).contiguous()
+    labels = np.asarray(digits, dtype=np.int64)
+    train_ids, evaluation_ids = _split_ids(labels)
     return Data(
-        train=Split(inputs=inputs[train_ids], targets=targets[train_ids]),
-        evaluation=Split(inputs=inputs[evaluation_ids], targets=targets[evaluation_ids]),
+        train=_take(inputs, labels, train_ids),
+        evaluation=_take(inputs, labels, evaluation_ids),
         class_names=tuple(str(digit) for digit in range(NUM_CLASSES)),
     )
 
 
-def _stratified_split(labels):
-    from sklearn.model_selection import train_test_split
+def _take(inputs: Tensor, labels: NDArray[np.int64], ids: NDArray[np.int64]) -> Split:
+    return Split(inputs=inputs[torch.from_numpy(ids)], targets=torch.from_numpy(labels[ids]))
 
-    return train_test_split(np.arange(len(labels)),test_size=EVALUATION_SHARE,stratify=labels,random_state=_SPLIT_SEED)
+
+def _split_ids(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Row numbers of the training and the evaluation images: fixed, every digit in proportion."""
+    train_ids, evaluation_ids = train_test_split(
+        np.arange(len(labels)),
+        test_size=EVALUATION_SHARE,
+        stratify=labels,
+        random_state=_SPLIT_SEED,
+    )
+    return np.asarray(train_ids), np.asarray(evaluation_ids)
 
 
 def _build_optimizer(

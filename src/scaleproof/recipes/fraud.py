@@ -5,8 +5,7 @@ informative feature. With so few frauds the likeliest answer is nearly always "l
 plain loss teaches just that. No verdict on this recipe may be decided by accuracy.
 """
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,15 @@ from scaleproof.recipes.recipe import Data, Recipe, Split
 
 CLASS_NAMES = ("legitimate", "fraud")
 FRAUD_SHARE = 0.01
-NUM_TRAIN = 40_000
+NUM_TRAIN = 80_000
 NUM_EVALUATION = 20_000
 NUM_FEATURES = 24
 NUM_INFORMATIVE = 8
 
-# Distance between the class means in standard deviations along the best direction. At 2.4 and 1 %
-# the best possible classifier for accuracy finds a fifth of the frauds (the threshold of equal
-# posterior odds is 1.2 + ln(99) / 2.4 = 3.1 deviations; a fraud exceeds it with probability 0.24).
-CLASS_DISTANCE = 2.4
+# Between the class means, in standard deviations. Of all classifiers the one most accurate misses
+# most frauds: it draws the line at 1.1 + ln(99) / 2.2 = 3.2 deviations, which one fraud in six
+# exceeds. With both classes weighted alike the line is at 1.1, which six in seven exceed.
+CLASS_DISTANCE = 2.2
 
 _DATA_SEED = 20_240_501
 _HIDDEN = 256
@@ -45,16 +44,17 @@ def recipe_weighted() -> Recipe:
     return _recipe("fraud-weighted", _weighted_loss)
 
 
-def _recipe(name: str, loss) -> Recipe:
+def _recipe(name: str, loss: Callable[[Tensor, Tensor], Tensor]) -> Recipe:
     return Recipe(
         name=name,
         load_data=_load_data,
         build_model=_build_model,
         build_optimizer=_build_optimizer,
         loss=loss,
-        learning_rate=1e-3,
+        learning_rate=3e-3,
+        # The network is small: fewer would be spent on starting operations, not on computing.
         batch_per_device=512,
-        num_epochs=6,
+        num_epochs=8,
         schedule=one_cycle,
         precision="fp32",
         num_seeds=3,
@@ -63,17 +63,30 @@ def _recipe(name: str, loss) -> Recipe:
 
 def _load_data(data_dir: Path | None) -> Data:  # noqa: ARG001 - it is generated
     numbers = np.random.default_rng(_DATA_SEED)
-    direction = np.zeros(NUM_FEATURES)
-    direction[:NUM_INFORMATIVE] = CLASS_DISTANCE / np.sqrt(NUM_INFORMATIVE)
-    def draw(num_samples):
-        t = (numbers.random(num_samples) < FRAUD_SHARE).astype(np.int64)
-        x = numbers.standard_normal((num_samples, NUM_FEATURES)) + t[:, None] * direction
-        return Split(inputs=torch.from_numpy(x.astype(np.float32)), targets=torch.from_numpy(t))
-    return Data(train=draw(NUM_TRAIN), evaluation=draw(NUM_EVALUATION), class_names=CLASS_NAMES)
+    return Data(
+        train=_draw_payments(numbers, NUM_TRAIN),
+        evaluation=_draw_payments(numbers, NUM_EVALUATION),
+        class_names=CLASS_NAMES,
+    )
+
+
+def _draw_payments(numbers: np.random.Generator, num_payments: int) -> Split:
+    is_fraud = numbers.random(num_payments) < FRAUD_SHARE
+    features = numbers.standard_normal((num_payments, NUM_FEATURES), dtype=np.float32)
+    features[is_fraud, :NUM_INFORMATIVE] += CLASS_DISTANCE / np.sqrt(NUM_INFORMATIVE)
+    return Split(
+        inputs=torch.from_numpy(features), targets=torch.from_numpy(is_fraud.astype(np.int64))
+    )
 
 
 def _build_model() -> nn.Module:
-    return nn.Sequential(nn.Linear(NUM_FEATURES, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, 2))
+    return nn.Sequential(
+        nn.Linear(NUM_FEATURES, _HIDDEN),
+        nn.ReLU(),
+        nn.Linear(_HIDDEN, _HIDDEN),
+        nn.ReLU(),
+        nn.Linear(_HIDDEN, len(CLASS_NAMES)),
+    )
 
 
 def _build_optimizer(

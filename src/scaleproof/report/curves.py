@@ -104,7 +104,7 @@ def _evaluation_points(run: Run) -> tuple[EvaluationPoint, ...]:
                     if epoch.epoch < epochs_done
                 ),
                 loss=_finite_mean(table["loss"]),
-                accuracy=float(np.mean(table["prediction"] == table["target"])),
+                accuracy=float((table["prediction"] == table["target"]).mean()),
             )
         )
     return tuple(points)

@@ -25,6 +25,13 @@ def percent_change(share: float | None, digits: int = 1) -> str:
     return f"{_signed(100 * share, digits)} pp"
 
 
+def percent_relative(share: float | None, digits: int = 1) -> str:
+    """A change relative to what was before, with its sign: ``−45.1 %``."""
+    if not _is_number(share):
+        return MISSING
+    return f"{_signed(100 * share, digits)} %"
+
+
 def percent_interval(low: float, high: float) -> str:
     """``37.9 % to 42.4 %``; a side that is not finite is "unbounded"."""
     return f"{_bound(low, percent(low))} to {_bound(high, percent(high))}"

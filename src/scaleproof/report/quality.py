@@ -147,7 +147,7 @@ def _measure(
         seeds=tuple(run.seed for run in runs),
         epochs_done=tuple(run.evaluated_epochs[-1] for run in runs),
         accuracy_by_seed=tuple(
-            float(np.mean(table["target"] == table["prediction"])) for table in tables
+            float((table["prediction"] == table["target"]).mean()) for table in tables
         ),
         num_predictions=quality.num_samples,
         loss=quality.mean_loss,

@@ -42,6 +42,7 @@ from scaleproof.stats.numerics import find_root, normal_quantile, t_quantile
 from scaleproof.stats.sample_size import repetitions_to_decide
 
 _LOWEST_LOG10_P = -300.0
+_HAIR = 1e-12
 
 
 @final
@@ -116,7 +117,9 @@ class _Spread(msgspec.Struct, frozen=True, kw_only=True):
 
         if excess(-1.0) <= 0:
             return -1.0
-        return mean if excess(mean) == 0 else find_root(excess, -1.0, mean)
+        # Just below the mean: with a mean and a spread of 0, the mean itself is a root as well.
+        top = mean - _HAIR
+        return find_root(excess, -1.0, top) if excess(top) < 0 else mean
 
     def p_value(self, mean: float, limit: float) -> float:
         """One-sided p-value against ``limit`` for a mean beyond it, by inverting the bound."""

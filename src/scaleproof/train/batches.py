@@ -1,8 +1,8 @@
 """Which samples form which batch: decided by (seed, epoch) alone, the same on every rank.
 
 Every sample is fed exactly once an epoch whatever the number of shards. A global batch is cut into
-shards of as equal size as possible; a tail with fewer samples than shards joins the batch before
-it, so that no shard is ever empty.
+shards of as equal size as possible; a tail with fewer than two samples per shard joins the batch
+before it, so that no shard is ever empty, or a single sample, which batch normalisation refuses.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from scaleproof.errors import UsageError
 from scaleproof.strategies.strategy import DataShard
+
+MIN_SAMPLES_PER_SHARD = 2
 
 _ORDER, _DRAWS = 0, 1  # streams of random numbers, independent of each other
 
@@ -77,7 +79,7 @@ def global_batches(
 ) -> list[tuple[int, int]]:
     """Start and stop of every global batch in the epoch's order."""
     starts = list(range(0, num_samples, global_batch_size))
-    if len(starts) > 1 and num_samples - starts[-1] < num_shards:
+    if len(starts) > 1 and num_samples - starts[-1] < MIN_SAMPLES_PER_SHARD * num_shards:
         del starts[-1]
     return list(zip(starts, [*starts[1:], num_samples], strict=True))
 

@@ -1,0 +1,121 @@
+"""The report as GitHub-flavoured Markdown, for a pull request or a job summary.
+
+Text from the evidence can't become markup, a table border, a mention or a link to an issue.
+"""
+
+import re
+from collections.abc import Iterable
+
+from scaleproof.report import tables, words
+from scaleproof.report.summary import Summary
+from scaleproof.report.tables import Table
+from scaleproof.verdict.answers import Decision, Finding
+
+_DECISION_MARKS = {Decision.ADOPT: "✅", Decision.REJECT: "❌", Decision.UNDECIDED: "❔"}
+_MOST_CONFUSIONS = 5
+_SPECIAL = re.compile(r"([\\`*_\[\]~|#$])")
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+_MENTION = re.compile(r"@(?=\w)|(?<=\\#)(?=\d)|(?<=http)(?=s?://)|(?<=www)(?=\.)")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
+
+
+def render(summary: Summary) -> str:
+    """The whole report, ending in a line feed."""
+    verdict = summary.verdict
+    mark, decision = _DECISION_MARKS[verdict.decision], words.DECISIONS[verdict.decision]
+    blocks = [
+        f"## {mark} {decision}: {_escape(verdict.headline)}",
+        _escape(words.title(summary)),
+        _answers(summary),
+        *(f"> **Note:** {_escape(notice)}" for notice in words.notices(summary)),
+        "### Evidence",
+        *_evidence(summary),
+        *_findings(words.group_findings(verdict.findings)),
+        *_next_steps(verdict.next_steps),
+        _details("Arms and environment", [tables.arms(summary), tables.environment(summary)]),
+    ]
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _answers(summary: Summary) -> str:
+    table = Table(
+        title="",
+        columns=("Question", "Answer", "Why"),
+        rows=tuple(
+            (words.QUESTIONS[answer.question], words.ANSWERS[answer.answer], answer.sentence)
+            for answer in summary.verdict.answers
+        ),
+        numeric=False,
+    )
+    return _table(table)
+
+
+def _evidence(summary: Summary) -> Iterable[str]:
+    yield _titled(tables.side_by_side(summary))
+    yield _escape(words.quality_source(summary))
+    yield _titled(tables.speed(summary))
+    yield _escape(words.speed_source(summary))
+    yield "\n".join(
+        f"- {_escape(f'{arm.name}: {words.learning_rate(arm)}')}" for arm in summary.arms
+    )
+    yield _details(
+        "Class by class",
+        [
+            tables.by_class(summary, ("recall", "precision", "f1")),
+            tables.confusions(summary, most=_MOST_CONFUSIONS),
+        ],
+        note=words.classes_source(summary),
+    )
+
+
+def _findings(groups: words.FindingGroups) -> Iterable[str]:
+    shown = (*groups.problems, *groups.open)
+    if shown:
+        yield "### What the checks found"
+        yield "\n".join(_finding(finding) for finding in shown)
+    quiet = (*groups.passes, *groups.not_applicable)
+    if quiet:
+        rows = tuple((f.check, words.outcome_word(f), f.sentence) for f in quiet)
+        passed = Table(title="", columns=("Check", "Outcome", "Why"), rows=rows, numeric=False)
+        yield _details(
+            f"{len(groups.passes)} checks passed, {len(groups.not_applicable)} do not apply",
+            [passed],
+        )
+
+
+def _finding(finding: Finding) -> str:
+    line = f"- **{words.outcome_word(finding)}: {_escape(finding.check)}.** "
+    line += _escape(finding.sentence)
+    return f"{line} *To do:* {_escape(finding.remedy)}" if finding.remedy else line
+
+
+def _next_steps(steps: tuple[str, ...]) -> Iterable[str]:
+    if steps:
+        yield "### What to do next"
+        yield "\n".join(f"{number}. {_escape(step)}" for number, step in enumerate(steps, start=1))
+
+
+def _details(title: str, contents: list[Table | None], note: str = "") -> str:
+    """Folded away until clicked; nothing when there is nothing in it."""
+    shown = [_titled(table) for table in contents if table is not None]
+    if not shown:
+        return ""
+    parts = [f"<details><summary>{_escape(title)}</summary>", *shown, _escape(note), "</details>"]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _titled(table: Table | None) -> str:
+    if table is None:
+        return ""
+    return f"**{_escape(table.title)}**\n\n{_table(table)}" if table.title else _table(table)
+
+
+def _table(table: Table) -> str:
+    rule = [":--", *(("--:" if table.numeric else ":--") for _ in table.columns[1:])]
+    lines = [map(_escape, table.columns), rule, *(map(_escape, row) for row in table.rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escape(text: str) -> str:
+    line = _UNPRINTABLE.sub(" ", text).translate(_ENTITIES)
+    return _MENTION.sub(r"\g<0><!-- -->", _SPECIAL.sub(r"\\\1", line))
