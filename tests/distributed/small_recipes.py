@@ -32,7 +32,9 @@ def _load_data(data_dir: Path | None) -> Data:
 
 
 def _build_model() -> nn.Module:
-    return nn.Sequential(nn.Linear(NUM_FEATURES, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+    return nn.Sequential(
+        nn.Linear(NUM_FEATURES, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2)
+    )
 
 
 def _build_optimizer(
@@ -210,17 +212,3 @@ def different_models() -> Recipe:
     return dataclasses.replace(
         sound(), build_model=lambda: nn.Linear(NUM_FEATURES, 2, bias=_rank() == 0)
     )
-
-
-def disk_full_on_rank_1() -> Recipe:
-    """From its third batch on, rank 1 finds no space left on the disk."""
-
-    def act() -> None:
-        import errno
-
-        def no_space(self: Path, target: object) -> Path:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        Path.replace = no_space  # pyright: ignore
-
-    return _with_act(act)

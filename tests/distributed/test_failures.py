@@ -1,10 +1,12 @@
 """Real runs that fail: the first rank that failed is named, nothing is lost, nobody is left."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -135,13 +137,29 @@ def test_nobody_is_left_when_the_command_itself_is_killed(tmp_path: Path):
     assert scaleproof("judge", str(study)).returncode == 3
 
 
-def test_a_full_disk_is_said_and_the_evidence_so_far_is_kept(tmp_path: Path):
-    study = tmp_path / "study"
-    result = train("disk_full_on_rank_1", study)
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 300 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_and_the_evidence_so_far_is_kept(tiny_disk: Path):
+    study = tiny_disk / "study"
+    result = train("sound", study, "--epochs", "200")
     assert result.returncode == 4
-    assert "can't write" in result.stderr
-    assert "free some space" in result.stderr
-    assert (study / "ddp-2-seed0" / "rank-00001.jsonl").stat().st_size > 0
+    assert "can't write" in result.stderr, result.stderr
+    assert "No space left on device" in result.stderr
+    assert "free some space, or name a folder on another disk with --out" in result.stderr
+    assert "Traceback" not in result.stderr
+    records = study / "ddp-2-seed0" / "rank-00000.jsonl"
+    assert records.read_bytes().count(b'"type":"epoch"') > 1
+    assert processes_of(study) == []
 
 
 def test_much_output_of_a_recipe_goes_to_the_logs(tmp_path: Path):

@@ -71,9 +71,7 @@ def test_ranks_of_ddp_hold_the_same_state_after_every_epoch(ddp_study: Study):
 
 def test_orders_differ_between_epochs_and_seeds(ddp_study: Study):
     digests = [
-        record.order_digest
-        for pair in ddp_study.pairs
-        for record in pair.baseline.ranks[0].samples
+        record.order_digest for pair in ddp_study.pairs for record in pair.baseline.ranks[0].samples
     ]
     assert len(set(digests)) == len(digests) == 6
 
@@ -136,9 +134,7 @@ def test_dp_keeps_only_the_buffers_of_replica_0(tmp_path: Path):
 
 
 def test_four_ranks_share_two_cores(tmp_path: Path):
-    study = run_study(
-        tmp_path / "study", "sound", num_devices=4, with_baseline=False, num_epochs=1
-    )
+    study = run_study(tmp_path / "study", "sound", num_devices=4, with_baseline=False, num_epochs=1)
     (run,) = study.runs.values()
     assert len(run.ranks) == 4
     assert run.status == "complete"

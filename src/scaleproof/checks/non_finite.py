@@ -14,7 +14,7 @@ from scaleproof.evidence.study import Rank, Run, Study
 
 
 @final
-class NonFinite(msgspec.Struct, frozen=True, kw_only=True):
+class FirstNonFinite(msgspec.Struct, frozen=True, kw_only=True):
     """The first sign of a NaN or an infinity in a run.
 
     ``epoch`` and ``step`` count from 0; ``step`` is None for what has no step. ``num_steps``:
@@ -35,15 +35,15 @@ class NonFiniteMeasurement(msgspec.Struct, frozen=True, kw_only=True):
 
     num_candidate_runs: int
     num_losses: int
-    candidate: tuple[NonFinite, ...]
+    candidate: tuple[FirstNonFinite, ...]
     baseline_arm: str | None
     num_baseline_runs: int
-    baseline: tuple[NonFinite, ...]
+    baseline: tuple[FirstNonFinite, ...]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NonFiniteValues(AbstractCheck[NonFiniteMeasurement]):
+class NonFinite(AbstractCheck[NonFiniteMeasurement]):
     """A loss or a weight became NaN or infinite.
 
     What it looks for
@@ -82,7 +82,9 @@ class NonFiniteValues(AbstractCheck[NonFiniteMeasurement]):
     def measure(self, study: Study) -> NonFiniteMeasurement:
         candidate = study.runs_of(study.candidate)
         baseline = study.runs_of(study.baseline) if study.baseline is not None else ()
-        num_losses = sum(e.num_steps for run in candidate for rank in run.ranks for e in rank.epochs)
+        num_losses = sum(
+            e.num_steps for run in candidate for rank in run.ranks for e in rank.epochs
+        )
         return NonFiniteMeasurement(
             num_candidate_runs=len(candidate),
             num_losses=num_losses,
@@ -124,18 +126,18 @@ class NonFiniteValues(AbstractCheck[NonFiniteMeasurement]):
         )
 
 
-def _first_of_runs(runs: tuple[Run, ...]) -> Iterator[NonFinite]:
+def _first_of_runs(runs: tuple[Run, ...]) -> Iterator[FirstNonFinite]:
     for run in runs:
         found = [first for rank in run.ranks for first in _signs(run, rank)]
         if found:
             yield min(found, key=_time)
 
 
-def _signs(run: Run, rank: Rank) -> Iterator[NonFinite]:
+def _signs(run: Run, rank: Rank) -> Iterator[FirstNonFinite]:
     """The first sign of each kind in one rank's evidence."""
 
-    def sign(what: str, epoch: int, step: int | None = None, num_steps: int = 0) -> NonFinite:
-        return NonFinite(
+    def sign(what: str, epoch: int, step: int | None = None, num_steps: int = 0) -> FirstNonFinite:
+        return FirstNonFinite(
             run=run.name, rank=rank.rank, what=what, epoch=epoch, step=step, num_steps=num_steps
         )
 
@@ -158,12 +160,12 @@ def _signs(run: Run, rank: Rank) -> Iterator[NonFinite]:
         yield sign("a loss or score (the rank stopped there)", rank.outcome.epoch)
 
 
-def _time(found: NonFinite) -> tuple[int, float, int]:
+def _time(found: FirstNonFinite) -> tuple[int, float, int]:
     """A step lies before what is recorded at the end of its epoch."""
     return found.epoch, float("inf") if found.step is None else found.step, found.rank
 
 
-def _sentence(found: tuple[NonFinite, ...], num_runs: int) -> str:
+def _sentence(found: tuple[FirstNonFinite, ...], num_runs: int) -> str:
     first = min(found, key=_time)
     if first.epoch < 0:
         when = "before training"

@@ -16,7 +16,6 @@ _MOST_CONFUSIONS = 5
 _SPECIAL = re.compile(r"([\\`*_\[\]~|#$])")
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 _MENTION = re.compile(r"@(?=\w)|(?<=\\#)(?=\d)|(?<=http)(?=s?://)|(?<=www)(?=\.)")
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 
 
 def render(summary: Summary) -> str:
@@ -117,5 +116,5 @@ def _table(table: Table) -> str:
 
 
 def _escape(text: str) -> str:
-    line = _UNPRINTABLE.sub(" ", text).translate(_ENTITIES)
+    line = words.visible(text).translate(_ENTITIES)
     return _MENTION.sub(r"\g<0><!-- -->", _SPECIAL.sub(r"\\\1", line))

@@ -226,7 +226,7 @@ def _quality_rows(summary: Summary) -> list[tuple[str, ...]]:
         ),
         _row("Loss", columns, lambda arm: arm.loss, _loss, numbers.plain_change),
         _row(
-            "Accuracy of always naming the largest class",
+            "Accuracy of naming the largest class",
             columns,
             lambda arm: arm.no_information_rate,
             numbers.percent,
@@ -265,7 +265,7 @@ def _seed_row(columns: list[ArmQuality | None]) -> list[tuple[str, ...]]:
         f"{numbers.percent(max(arm.accuracy_by_seed))}"
         for arm in columns
     ]
-    return [("Lowest to highest seed", *cells, *([""] if len(columns) == 2 else []))]
+    return [("Accuracy, lowest to highest seed", *cells, *([""] if len(columns) == 2 else []))]
 
 
 def _loss(value: float | None) -> str:

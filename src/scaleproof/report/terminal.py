@@ -4,8 +4,6 @@ Made for 80 columns, with and without colour. Nothing from the evidence is ever 
 as a control sequence of the terminal.
 """
 
-import unicodedata
-
 import rich.box
 import rich.table
 from rich.console import Console
@@ -156,20 +154,8 @@ class _Terminal:
         self._console.print(Padding(self._text(sentence), (0, 0, 0, 4)))
 
     def _text(self, text: str, style: str = "") -> Text:
-        visible = "".join(_visible(character) for character in text)
+        visible = words.visible(text)
         encoding = self._console.encoding
         if not encoding.lower().startswith("utf"):
             visible = visible.translate(_ASCII).encode(encoding, "replace").decode(encoding)
         return Text(visible, style=style)
-
-
-def _visible(character: str) -> str:
-    """Control and formatting characters (escape, line feed, right-to-left override) as a mark."""
-    if character in "\n\t":
-        return " "
-    return (
-        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(character) in _INVISIBLE else character
-    )
-
-
-_INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")

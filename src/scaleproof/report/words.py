@@ -1,6 +1,7 @@
 """The words all formats share: what answers and outcomes are called, and the sentences around the
 numbers."""
 
+import unicodedata
 from dataclasses import dataclass
 from typing import final
 
@@ -26,6 +27,22 @@ DECISIONS = {
     Decision.REJECT: "Reject",
     Decision.UNDECIDED: "Undecided",
 }
+
+_UNSEEN_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # Persian words and emoji need them
+
+
+def visible(text: str) -> str:
+    """``text`` on one line, with a mark for each character that acts instead of showing: escape,
+    right-to-left override. Names in the evidence are anybody's."""
+    return "".join(_visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    if character in "\n\r\t":
+        return " "
+    is_unseen = unicodedata.category(character) in _UNSEEN_CATEGORIES and character not in _JOINERS
+    return "\N{REPLACEMENT CHARACTER}" if is_unseen else character
 
 
 @final

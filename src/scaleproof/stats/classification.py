@@ -21,7 +21,7 @@ from typing import Any, final
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from scaleproof.errors import EvidenceError
 
@@ -81,7 +81,9 @@ def measure_classification(
         zero_division=np.nan,  # pyright: ignore[reportArgumentType] - documented, not inferred
     )
     precision, recall, f1, support = (np.asarray(values) for values in scores)
-    matrix = confusion_matrix(targets, predictions, labels=labels)
+    # By hand: scikit-learn's confusion_matrix warns when there is a single class.
+    cells = np.bincount(targets * num_classes + predictions, minlength=num_classes**2)
+    matrix = cells.reshape(num_classes, num_classes)
     mean_loss = float(np.mean(losses, dtype=np.float64)) if np.isfinite(losses).all() else None
     return ClassificationQuality(
         num_samples=len(targets),
