@@ -1,3 +1,24 @@
-"""Does training on N devices run faster than on one, learn as well, and is it sound?"""
+"""Does training on N devices run faster than on one, learn as well, and is it sound?
+
+What a recipe is made of comes from here; importing this package does not import torch.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scaleproof.recipes.recipe import Data as Data
+    from scaleproof.recipes.recipe import Recipe as Recipe
+    from scaleproof.recipes.recipe import Split as Split
 
 __version__ = "0.1.0"
+
+__all__ = ["Data", "Recipe", "Split", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first asked for (PEP 562)."""
+    if name in ("Data", "Recipe", "Split"):
+        from scaleproof.recipes import recipe
+
+        return getattr(recipe, name)
+    raise AttributeError(f"module 'scaleproof' has no attribute {name!r}")

@@ -176,7 +176,7 @@ def loss_becomes_nan() -> Recipe:
 class _NoisyOnRank1(torch.optim.Adam):
     """Replicas that part: rank 1 adds something to a weight at every step."""
 
-    def step(self, closure=None):  # pyright: ignore
+    def step(self, closure=None):
         result = super().step(closure)
         if _rank() == 1:
             with torch.no_grad():

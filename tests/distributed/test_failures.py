@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-RECIPES = Path(__file__).with_name("small_recipes.py")
+from tests_of_runs import SMALL_RECIPES
+
 ONE_ARM = ["train", "--devices", "2", "--strategy", "ddp", "--device", "cpu", "--share-device"]
 
 pytestmark = pytest.mark.distributed
@@ -40,7 +41,7 @@ def processes_of(study: Path) -> list[psutil.Process]:
 
 def train(recipe: str, study: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command, *rest = ONE_ARM
-    return scaleproof(command, f"{RECIPES}:{recipe}", *rest, "--out", str(study), *options)
+    return scaleproof(command, f"{SMALL_RECIPES}:{recipe}", *rest, "--out", str(study), *options)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +94,10 @@ def test_a_recipe_that_raises_on_loading_starts_nothing(tmp_path: Path):
 def begin_slow_compare(study: Path) -> subprocess.Popen[str]:
     """A comparison that would last minutes, running until its second epoch has begun."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "scaleproof.cli", "compare", f"{RECIPES}:slow", "--device", "cpu"]
-        + ["--share-device", "--out", str(study)],
+        [
+            *(sys.executable, "-m", "scaleproof.cli", "compare", f"{SMALL_RECIPES}:slow"),
+            *("--device", "cpu", "--share-device", "--out", str(study)),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -5,33 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaleproof.evidence.paths import StudyPaths
 from scaleproof.evidence.records import TensorKind
-from scaleproof.evidence.study import Study, load_study
-from scaleproof.launch.arms import Options, plan_study
-from scaleproof.launch.conduct import Watcher, conduct
-
-RECIPES = Path(__file__).with_name("small_recipes.py")
+from scaleproof.evidence.study import Study
+from tests_of_runs import run_study
 
 pytestmark = pytest.mark.distributed
-
-
-def run_study(root: Path, recipe: str, *, strategy: str = "ddp", **changes: object) -> Study:
-    plan = plan_study(
-        Options(
-            **{
-                "target": f"{RECIPES}:{recipe}",
-                "strategy": strategy,
-                "num_devices": 2,
-                "with_baseline": True,
-                "device_kind": "cpu",
-                "share_device": True,  # the test machine may have one core
-                **changes,
-            }
-        )
-    )
-    conduct(StudyPaths(root), plan.request, plan.rounds, Watcher())
-    return load_study(root)
 
 
 @pytest.fixture(scope="module")

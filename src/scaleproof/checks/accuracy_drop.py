@@ -42,7 +42,7 @@ class AccuracyDrop(AbstractCheck[AccuracyDifference]):
     """The model trained on N devices is less accurate than the one trained on one.
 
     What it looks for
-        A final evaluation accuracy that is lower than the baseline's by more than ``max_drop``
+        A final evaluation accuracy that is lower than the baseline's by more than `max_drop`
         (0.01 is one percentage point).
 
     Why it matters
@@ -52,12 +52,12 @@ class AccuracyDrop(AbstractCheck[AccuracyDifference]):
 
     How it decides
         Runs are paired by seed; each evaluation sample counts once, by its id. The mean difference
-        gets an interval whose bounds hold ``confidence`` each: a t-interval over seeds, widened by
+        gets an interval whose bounds hold `confidence` each: a t-interval over seeds, widened by
         the part of the sampling error that all seeds share, and never narrower than a difference
         of that size between shares allows. It passes when the whole interval lies above
-        ``-max_drop``, fails when the whole interval lies below it, and is undecided otherwise: "no
+        `-max_drop`, fails when the whole interval lies below it, and is undecided otherwise: "no
         significant difference" is never taken for "as good". With one seed it is undecided, unless
-        ``allow_single_seed``; then only the sampling error of the evaluation set counts, and the
+        `allow_single_seed`; then only the sampling error of the evaluation set counts, and the
         sentence says so. A candidate that diverged before an evaluation the baseline lived to see
         fails; one that diverged after it is judged as measured.
 

@@ -45,7 +45,7 @@ class LossMismatch(AbstractCheck[LossDifference]):
     """The loss of the model trained on N devices does not come down as far as on one.
 
     What it looks for
-        A final evaluation loss above the baseline's by more than ``max_excess`` of what training
+        A final evaluation loss above the baseline's by more than `max_excess` of what training
         brought the baseline's loss down.
 
     Why it matters
@@ -53,13 +53,13 @@ class LossMismatch(AbstractCheck[LossDifference]):
         sure of them, and a fault often shows in the loss epochs before it costs a class.
 
     How it decides
-        Per seed, ``excess = (L_candidate - L_baseline) / (L_initial - L_baseline)`` with the mean
+        Per seed, `excess = (L_candidate - L_baseline) / (L_initial - L_baseline)` with the mean
         losses of the final evaluation, each sample once, and the baseline's evaluation before
         training. Relative to the fall, it means the same for every loss and task. The mean over
         seeds gets a t-interval, widened by the part of the sampling error that all seeds share;
-        each bound holds ``confidence``. It passes when the whole interval lies below
-        ``max_excess``, fails when it lies above, and is undecided otherwise. With one seed it is
-        undecided, unless ``allow_single_seed``; then only the sampling error counts. A candidate's
+        each bound holds `confidence`. It passes when the whole interval lies below
+        `max_excess`, fails when it lies above, and is undecided otherwise. With one seed it is
+        undecided, unless `allow_single_seed`; then only the sampling error counts. A candidate's
         loss that is not finite, where the baseline's is, fails. If the baseline's loss did not
         fall, nothing was learned that could be lost: undecided.
 

@@ -198,7 +198,7 @@ class RecallDrop(AbstractCheck[RecallDifference]):
                 confidence=self.confidence,
                 item_standard_error=one.item_standard_error,
                 num_samples=one.num_samples,
-                run_spread=spread,
+                pooled=spread,
             )
             for one, spread in zip(classes, spreads, strict=True)
         ]

@@ -146,7 +146,7 @@ def _manifest(
         data_digest=_data_digest(data),
         num_train_samples=len(data.train),
         num_evaluation_samples=len(data.evaluation),
-        class_names=data.class_names,
+        class_names=tuple(str(name) for name in data.class_names),  # numpy has its own str
         num_parameters=sum(p.numel() for _, p in parameters),
         optimizer=type(optimizer).__name__,
         precision=placement.precision,

@@ -35,7 +35,7 @@ def find_recipe(target: str) -> Recipe:
     if not isinstance(recipe, Recipe):
         raise UsageError(
             f"{target} returned {type(recipe).__name__}, expected a scaleproof.Recipe. "
-            "scaleproof explain recipe shows a complete example."
+            "docs/recipe.md has a complete example."
         )
     return recipe
 

@@ -11,10 +11,10 @@ import altair as alt
 from markupsafe import Markup
 
 from scaleproof.report import numbers, words
-from scaleproof.report.curves import Curve
+from scaleproof.report.curves import Curve, EvaluationPoint
 from scaleproof.report.quality import ArmQuality, QualityComparison
 from scaleproof.report.summary import Summary
-from scaleproof.report.svg import BASELINE, CANDIDATE, INK, to_svg, unique_labels
+from scaleproof.report.svg import BASELINE, CANDIDATE, INK, AnyChart, to_svg, unique_labels
 
 Row = dict[str, str | int | float | bool | None]
 
@@ -62,14 +62,14 @@ def draw_charts(summary: Summary) -> tuple[Chart, ...]:
             summary,
             key="evaluation-loss",
             title="Evaluation loss",
-            points_of=lambda curve: [(p.samples_seen, p.loss) for p in curve.evaluation],
+            points_of=lambda curve: [(p.samples_seen, p.loss) for p in _trained(curve)],
         ),
         _curves(
             summary,
             key="evaluation-accuracy",
             title="Evaluation accuracy",
-            points_of=lambda curve: [(p.samples_seen, p.accuracy) for p in curve.evaluation],
-            format=".0%",
+            points_of=lambda curve: [(p.samples_seen, p.accuracy) for p in _trained(curve)],
+            number_format="~%",
         ),
         _epoch_times(summary),
         _recalls(summary),
@@ -84,7 +84,7 @@ def _curves(
     key: str,
     title: str,
     points_of: Callable[[Curve], list[tuple[int, float | None]]],
-    format: str = "~g",  # noqa: A002 - Vega's word
+    number_format: str = "~g",
 ) -> Chart | None:
     role_of = {arm.name: arm.role for arm in summary.arms}
     rows: list[Row] = [
@@ -95,12 +95,17 @@ def _curves(
     if all(row["value"] is None for row in rows):
         return None
     lines = _chart(rows, height=_CURVE_HEIGHT).encode(
-        x=alt.X("samples:Q", title="samples seen", axis=alt.Axis(format="~s", tickCount=5)),
+        x=alt.X(
+            "samples:Q",
+            title="samples seen",
+            scale=alt.Scale(nice=False),
+            axis=alt.Axis(labelExpr="format(datum.value, '~s')", tickCount=5),
+        ),
         y=alt.Y(
             "value:Q",
             title=None,
             scale=alt.Scale(zero=False),
-            axis=alt.Axis(format=format, tickCount=6),
+            axis=alt.Axis(format=number_format, tickCount=6),
         ),
         detail="run:N",
         color=_COLOUR,
@@ -118,22 +123,27 @@ def _curves(
             alt.layer(*layers),
             key=key,
             title=f"{title} over samples seen",
-            description=_curve_words(summary, points_of, format),
+            description=_curve_words(summary, points_of, number_format),
         ),
     )
+
+
+def _trained(curve: Curve) -> list[EvaluationPoint]:
+    """Evaluations after training: the initial weights' would flatten all that came later."""
+    return [point for point in curve.evaluation if point.epochs_done > 0]
 
 
 def _curve_words(
     summary: Summary,
     points_of: Callable[[Curve], list[tuple[int, float | None]]],
-    format: str,  # noqa: A002 - Vega's word
+    number_format: str,
 ) -> str:
     parts: list[str] = []
     for curve in summary.curves:
         points = points_of(curve)
         if points:
             value = points[-1][1]
-            last = numbers.percent(value) if "%" in format else numbers.plain(value)
+            last = numbers.percent(value) if "%" in number_format else numbers.plain(value)
             ends = "a number that is not finite" if value is None else last
             parts.append(f"{curve.arm} seed {curve.seed} ends at {ends}")
     return words.visible("; ".join(parts)) + "."
@@ -227,8 +237,8 @@ def _recalls(summary: Summary) -> Chart | None:
         x=alt.X(
             "recall:Q",
             title="recall",
-            scale=alt.Scale(zero=False),
-            axis=alt.Axis(format=".0%", tickCount=5),
+            scale=alt.Scale(zero=False, padding=8),
+            axis=alt.Axis(format="~%", tickCount=5, labelOverlap="greedy"),
         ),
         y=y,
         color=_COLOUR,
@@ -266,7 +276,7 @@ def _matrix(quality: QualityComparison, arm: ArmQuality) -> Chart:
         cells,
         quality,
         opacity=alt.Scale(type="sqrt", domain=[0, 1], range=[0, 0.9]),
-        colour=alt.value("var(--matrix)"),
+        fill=alt.value("var(--matrix)"),
     )
     role = "baseline" if arm is quality.baseline else "candidate"
     return Chart(
@@ -292,9 +302,9 @@ def _matrix_change(
         cells,
         quality,
         opacity=alt.Scale(domain=[0, max(largest, _LEAST_CHANGE_SHOWN)], range=[0, 0.75]),
-        colour=alt.Color(
+        fill=alt.Fill(
             "sign:N",
-            scale=alt.Scale(domain=["less", "more"], range=[BASELINE, CANDIDATE]),
+            scale=alt.Scale(domain=["less", "more"], range=["var(--less)", "var(--more)"]),
             legend=None,
         ),
     )
@@ -307,7 +317,7 @@ def _matrix_change(
             chart,
             key="confusion-change",
             title="Confusion matrix of the candidate minus that of the baseline",
-            description="In percentage points of each true class; the tables below have the counts.",
+            description="In percentage points of each class; the tables below have the counts.",
         ),
         needs_legend=False,
     )
@@ -326,7 +336,7 @@ def _cells(
             "prediction": prediction,
             "size": abs(value) if value is not None else 0,
             "sign": "less" if value is not None and value < 0 else "more",
-            "label": label_of(value) if value is not None and abs(value) >= 0.005 else "",
+            "label": label_of(value) if value is not None and round(100 * value) != 0 else "",
         }
         for truth, row in zip(labels, values, strict=True)
         for prediction, value in zip(labels, row, strict=True)
@@ -334,8 +344,8 @@ def _cells(
 
 
 def _heat_map(
-    cells: list[Row], quality: QualityComparison, *, opacity: alt.Scale, colour: Any
-) -> alt.LayerChart:
+    cells: list[Row], quality: QualityComparison, *, opacity: alt.Scale, fill: Any
+) -> AnyChart:
     base = _chart(cells, height=_MATRIX_HEIGHT).encode(
         x=alt.X(
             "prediction:N",
@@ -346,7 +356,7 @@ def _heat_map(
         y=alt.Y("truth:N", title="truth", sort=None, axis=_class_axis()),
     )
     rectangles = base.mark_rect(stroke="var(--grid)", strokeWidth=0.5).encode(
-        fill=colour if not isinstance(colour, alt.Color) else alt.Fill(**colour.to_dict()),
+        fill=fill,
         fillOpacity=alt.FillOpacity("size:Q", scale=opacity, legend=None),
     )
     if len(quality.class_names) > _MOST_LABELLED_CELLS:

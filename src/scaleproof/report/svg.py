@@ -4,11 +4,13 @@ colours, scales to the width it is given and needs nothing from outside."""
 import re
 from typing import Any
 
-import altair as alt
 import vl_convert
 from markupsafe import Markup
 
 from scaleproof.report import numbers, words
+
+AnyChart = Any
+"""A chart of Altair's, whose own types are incomplete."""
 
 WIDTH = 340
 """Logical width: about what a phone shows, so that text keeps its size there."""
@@ -24,10 +26,35 @@ _ROOT = re.compile(r"\A<svg [^>]*viewBox=\"([-\d. ]+)\"[^>]*>")
 _ROLES = re.compile(r' (?:role="graphics-[a-z]+"|aria-[a-z]+="[a-z ]*")')
 
 
-def to_svg(chart: alt.Chart | alt.LayerChart, *, key: str, title: str, description: str) -> Markup:
+_LOOK: dict[str, Any] = {
+    "width": WIDTH,
+    "padding": 2,
+    "autosize": {"type": "fit", "contains": "padding"},
+    "config": {
+        "background": "transparent",
+        # The width that vl-convert measures text with.
+        "font": "Arial, Helvetica, sans-serif",
+        "aria": False,
+        "view": {"stroke": None},
+        "text": {"color": INK, "fontSize": FONT_SIZE},
+        "axis": {
+            "labelColor": INK,
+            "titleColor": INK,
+            "labelFontSize": FONT_SIZE,
+            "titleFontSize": FONT_SIZE,
+            "titleFontWeight": "normal",
+            "gridColor": "var(--grid)",
+            "domainColor": "var(--grid)",
+            "tickColor": "var(--grid)",
+        },
+    },
+}
+
+
+def to_svg(chart: AnyChart, *, key: str, title: str, description: str) -> Markup:
     """The chart as markup; ``title`` and ``description`` are what a screen reader says of it."""
-    spec: dict[str, Any] = _styled(chart).to_dict()
-    drawn = vl_convert.vegalite_to_svg(spec)
+    spec: dict[str, Any] = chart.to_dict()
+    drawn = vl_convert.vegalite_to_svg(spec | _LOOK)
     root = _ROOT.match(drawn)
     assert root is not None and "id=" not in drawn, "the SVG is not what vl-convert used to write"
     body = _ROLES.sub("", drawn[root.end() :])
@@ -45,27 +72,4 @@ def unique_labels(names: tuple[str, ...], most: int) -> tuple[str, ...]:
     return tuple(
         label if short.count(label) == 1 else f"{index} {label}"
         for index, label in enumerate(short)
-    )
-
-
-def _styled(chart: alt.Chart | alt.LayerChart) -> Any:
-    return (
-        chart.properties(
-            width=WIDTH,
-            padding=2,
-            autosize=alt.AutoSizeParams(type="fit", contains="padding"),
-        )
-        .configure(background="transparent", font="system-ui, sans-serif", aria=False)
-        .configure_view(stroke=None)
-        .configure_axis(
-            labelColor=INK,
-            titleColor=INK,
-            labelFontSize=FONT_SIZE,
-            titleFontSize=FONT_SIZE,
-            titleFontWeight="normal",
-            gridColor="var(--grid)",
-            domainColor="var(--grid)",
-            tickColor="var(--grid)",
-        )
-        .configure_text(color=INK, fontSize=FONT_SIZE)
     )

@@ -82,7 +82,9 @@ def measure_classification(
     )
     precision, recall, f1, support = (np.asarray(values) for values in scores)
     # By hand: scikit-learn's confusion_matrix warns when there is a single class.
-    cells = np.bincount(targets * num_classes + predictions, minlength=num_classes**2)
+    cells = np.bincount(
+        targets.astype(np.int64) * num_classes + predictions, minlength=num_classes**2
+    )
     matrix = cells.reshape(num_classes, num_classes)
     mean_loss = float(np.mean(losses, dtype=np.float64)) if np.isfinite(losses).all() else None
     return ClassificationQuality(

@@ -24,7 +24,8 @@ Differences of proportions need more: with near-zero discordance ``s`` and ``e``
 0, and an interval without width would prove anything. As in Tango's score interval (Stat. Med. 17,
 1998) each candidate value x is tested with a spread that x itself allows: a mean difference of x
 needs a share of at least ``|x|`` discordant samples, so one run's variance is at least
-``|x| (1 - |x|) / num_samples``. With no discordance at all this is Wilson's interval at 0.
+``|x| (1 - |x|) / num_samples`` (that of one half for larger ones). With no discordance at all this
+is Wilson's interval at 0.
 
 Assumes near-normal seed means, seeds that are exchangeable, and samples drawn from what the model
 is meant for. What the numbers do not mean: that the arms are equal; that a group of samples too
@@ -78,34 +79,43 @@ class RunSpread(msgspec.Struct, frozen=True, kw_only=True):
 
 @final
 class _Spread(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that makes the mean difference uncertain."""
+    """Everything that makes the mean difference uncertain; ``own`` is None with one seed."""
 
     num_seeds: int
-    run: RunSpread | None
+    own: float | None
+    pooled: RunSpread | None
     item_standard_error: float
     num_samples: int | None
 
-    def run_standard_deviation(self, value: float) -> float:
-        """Of one seed, were the true difference ``value``; 0 when only samples vary."""
-        own = 0.0 if self.run is None else self.run.standard_deviation
-        if self.run is None or self.num_samples is None:
-            return own
-        return max(own, _least_deviation(value, self.num_samples))
+    def run(self, value: float) -> RunSpread | None:
+        """Of one seed, were the true difference ``value``; None with one seed."""
+        if self.own is None:
+            return None
+        least = 0.0 if self.num_samples is None else _least_deviation(value, self.num_samples)
+        own_df = self.num_seeds - 1
+        if self.pooled is None:
+            return RunSpread(standard_deviation=max(self.own, least), degrees_of_freedom=own_df)
+        known = max(self.pooled.standard_deviation, least)
+        if self.own > known:
+            return RunSpread(standard_deviation=self.own, degrees_of_freedom=own_df)
+        return RunSpread(
+            standard_deviation=known, degrees_of_freedom=self.pooled.degrees_of_freedom
+        )
 
     def item_error(self, value: float) -> float:
         """Standard error that more seeds don't shrink, were the true difference ``value``."""
-        if self.run is None and self.num_samples is not None:
+        if self.own is None and self.num_samples is not None:
             return max(self.item_standard_error, _least_deviation(value, self.num_samples))
         return self.item_standard_error
 
     def half_width(self, value: float, tail: float) -> float:
         """Half-width that leaves ``tail`` outside, were the true difference ``value``."""
         item = normal_quantile(tail) * self.item_error(value)
-        if self.run is None:
+        run = self.run(value)
+        if run is None:
             return item
-        quantile = t_quantile(tail, self.run.degrees_of_freedom)
-        run = quantile * self.run_standard_deviation(value) / np.sqrt(self.num_seeds)
-        return float(np.hypot(run, item))
+        quantile = t_quantile(tail, run.degrees_of_freedom)
+        return float(np.add(quantile * run.standard_deviation / np.sqrt(self.num_seeds), item))
 
     def lower_bound(self, mean: float, tail: float) -> float:
         """The lowest value that the mean difference doesn't refute."""
@@ -144,14 +154,15 @@ def measure_noninferiority(
     confidence: float = 0.95,
     item_standard_error: float = 0.0,
     num_samples: int | None = None,
-    run_spread: RunSpread | None = None,
+    pooled: RunSpread | None = None,
 ) -> NonInferiority:
     """Test whether the mean of ``differences`` lies above ``-margin``.
 
     ``differences`` has shape ``(num_seeds,)``: candidate minus baseline, higher is better.
     ``item_standard_error`` comes from ``paired_item_standard_error``. ``num_samples`` is given when
-    a difference is one of proportions over so many samples. ``run_spread`` replaces the spread of
-    ``differences`` themselves, where it is known better (``pool_run_spread``).
+    a difference is one of proportions over so many samples. ``pooled``, from ``pool_run_spread``,
+    is what several classes together say about the spread of one: the larger of it and the spread
+    of ``differences`` is used, with its own degrees of freedom.
 
     One seed without any ``item_standard_error`` or ``num_samples`` says nothing: (-inf, inf).
 
@@ -162,35 +173,30 @@ def measure_noninferiority(
     num_seeds = len(differences)
     mean = float(np.mean(differences))
     tail = 1 - confidence
-    if num_seeds == 1:
-        run_spread = None
-    elif run_spread is None:
-        deviation = float(np.std(differences, ddof=1))
-        run_spread = RunSpread(standard_deviation=deviation, degrees_of_freedom=num_seeds - 1)
     spread = _Spread(
         num_seeds=num_seeds,
-        run=run_spread,
+        own=float(np.std(differences, ddof=1)) if num_seeds > 1 else None,
+        pooled=pooled if num_seeds > 1 else None,
         item_standard_error=item_standard_error,
         num_samples=num_samples,
     )
-    low, high, p_not_worse = -np.inf, np.inf, 1.0
-    p_worse = 1.0
-    if run_spread is not None or item_standard_error > 0 or num_samples is not None:
+    low, high, p_not_worse, p_worse = -np.inf, np.inf, 1.0, 1.0
+    if num_seeds > 1 or item_standard_error > 0 or num_samples is not None:
         low = spread.lower_bound(mean, tail)
         high = -spread.lower_bound(-mean, tail)
         p_value = spread.p_value(mean, -margin)
         p_not_worse = p_value if mean >= -margin else 1 - p_value
         p_worse = 1 - p_not_worse
-    seeds_to_decide = None
-    run_standard_error = None
-    if run_spread is not None:
-        run_standard_error = spread.run_standard_deviation(mean) / float(np.sqrt(num_seeds))
+    at_mean, at_margin = spread.run(mean), spread.run(-margin)
+    run_standard_error = seeds_to_decide = None
+    if at_mean is not None and at_margin is not None:
+        run_standard_error = at_mean.standard_deviation / float(np.sqrt(num_seeds))
         seeds_to_decide = repetitions_to_decide(
             gap=abs(mean + margin),
-            standard_deviation=spread.run_standard_deviation(-margin),
+            standard_deviation=at_margin.standard_deviation,
             tail=tail,
             fixed_half_width=normal_quantile(tail) * spread.item_error(-margin),
-            df_factor=run_spread.degrees_of_freedom // (num_seeds - 1),
+            df_factor=at_margin.degrees_of_freedom // (num_seeds - 1),
         )
     return NonInferiority(
         num_seeds=num_seeds,
@@ -238,29 +244,23 @@ def flip_standard_deviation(differences_per_item: NDArray[np.float64]) -> float:
 def pool_run_spread(
     own: NDArray[np.float64], flips: NDArray[np.float64], *, num_seeds: int
 ) -> tuple[RunSpread, ...]:
-    """Spread over seeds of each class, borrowing strength from the others; needs two seeds.
+    """What all classes together say about the spread over seeds of each; needs two seeds.
 
     ``own`` and ``flips`` have shape ``(num_classes,)``: the standard deviation over seeds, and
     ``flip_standard_deviation``. A few seeds tell a class's spread badly, but its flips well, and
     how much more than its flips a class varies is much alike for all: one factor,
-    ``sum(own^2) / sum(flips^2)``, at least 1, for all classes. A class gets the larger of its own
-    spread and the pooled one.
+    ``sum(own^2) / sum(flips^2)``, at least 1, for all classes.
 
-    Degrees of freedom: ``num_seeds - 1`` where its own is the larger one, else
-    ``(num_classes - 1) * (num_seeds - 1)``, at least ``num_seeds - 1``: what one class gains
-    another loses, so one class in the sum is not free.
+    Degrees of freedom: ``(num_classes - 1) * (num_seeds - 1)``, at least ``num_seeds - 1``: what
+    one class gains another loses, so one class in the sum is not free.
     """
-    variances, flip_variances = own**2, flips**2
+    flip_variances = flips**2
     total = float(flip_variances.sum())
-    factor = max(1.0, float(variances.sum()) / total) if total > 0 else 1.0
-    pooled = factor * flip_variances
-    pooled_df = max(1, len(own) - 1) * (num_seeds - 1)
+    factor = max(1.0, float((own**2).sum()) / total) if total > 0 else 1.0
+    df = max(1, len(own) - 1) * (num_seeds - 1)
     return tuple(
-        RunSpread(
-            standard_deviation=float(np.sqrt(max(mine, shared))),
-            degrees_of_freedom=num_seeds - 1 if mine > shared else pooled_df,
-        )
-        for mine, shared in zip(variances, pooled, strict=True)
+        RunSpread(standard_deviation=float(deviation), degrees_of_freedom=df)
+        for deviation in np.sqrt(factor * flip_variances)
     )
 
 
@@ -277,7 +277,7 @@ def _mean_square_residual(differences_per_item: NDArray[np.float64]) -> float:
 
 def _least_deviation(value: float, num_samples: int) -> float:
     """Least standard deviation of one run's difference of proportions, were ``value`` true."""
-    share = min(abs(value), 1.0)
+    share = min(abs(value), 0.5)  # no less beyond one half, so that it only grows with the value
     return float(np.sqrt(share * (1 - share) / num_samples))
 
 

@@ -4,8 +4,6 @@
 from collections.abc import Callable
 from typing import cast
 
-import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import ndtri, stdtr, stdtrit
 
@@ -18,11 +16,6 @@ def normal_quantile(tail: float) -> float:
 def t_quantile(tail: float, df: int) -> float:
     """The point a t variable with ``df`` degrees of freedom exceeds with probability ``tail``."""
     return -float(stdtrit(df, tail))
-
-
-def t_quantiles(tail: float, df: NDArray[np.int64]) -> NDArray[np.float64]:
-    """``t_quantile`` for many degrees of freedom, shape as ``df``."""
-    return -np.asarray(stdtrit(df, tail), dtype=np.float64)
 
 
 def t_probability_below(value: float, df: int) -> float:

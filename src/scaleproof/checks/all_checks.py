@@ -1,0 +1,53 @@
+"""Every check there is, in the order of a report: by question, the deciding check first."""
+
+import difflib
+import inspect
+from typing import Any
+
+from scaleproof.checks.accuracy_below_floor import AccuracyBelowFloor
+from scaleproof.checks.accuracy_drop import AccuracyDrop
+from scaleproof.checks.accuracy_paradox import AccuracyParadox
+from scaleproof.checks.check import AbstractCheck
+from scaleproof.checks.loss_mismatch import LossMismatch
+from scaleproof.checks.low_efficiency import LowEfficiency
+from scaleproof.checks.no_speed_up import NoSpeedUp
+from scaleproof.checks.non_finite import NonFinite
+from scaleproof.checks.recall_drop import RecallDrop
+from scaleproof.checks.replica_drift import ReplicaDrift
+from scaleproof.checks.same_order_every_epoch import SameOrderEveryEpoch
+from scaleproof.checks.sample_coverage import SampleCoverage
+from scaleproof.checks.unstable_loss import UnstableLoss
+from scaleproof.errors import UsageError
+
+ALL_CHECKS: tuple[type[AbstractCheck[Any]], ...] = (
+    NoSpeedUp,
+    LowEfficiency,
+    AccuracyDrop,
+    RecallDrop,
+    LossMismatch,
+    UnstableLoss,
+    NonFinite,
+    ReplicaDrift,
+    SampleCoverage,
+    SameOrderEveryEpoch,
+    AccuracyParadox,
+    AccuracyBelowFloor,
+)
+
+
+def check_named(name: str) -> type[AbstractCheck[Any]]:
+    """The check called ``name``. Raises ``UsageError`` with the names that come close."""
+    for check in ALL_CHECKS:
+        if check.name == name:
+            return check
+    names = [check.name for check in ALL_CHECKS]
+    close = difflib.get_close_matches(name, names)
+    hint = f"Did you mean {' or '.join(close)}?" if close else f"There are: {', '.join(names)}."
+    raise UsageError(f"there is no check called {name!r}. {hint}")
+
+
+def page_of(name: str) -> str:
+    """What ``scaleproof explain`` prints: the check's docstring, without its indentation."""
+    page = inspect.getdoc(check_named(name))
+    assert page is not None  # a test sees to it that every check has one
+    return page

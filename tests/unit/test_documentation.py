@@ -1,0 +1,39 @@
+"""What the documents show is true: examples run, links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import scaleproof
+from tests_of_runs import run_study
+
+REPOSITORY = Path(__file__).parents[2]
+DOCUMENTS = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("**/*.md")]
+
+
+@pytest.mark.distributed
+def test_the_example_recipe_trains(tmp_path: Path):
+    text = (REPOSITORY / "docs" / "recipe.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    example = tmp_path / "wine.py"
+    example.write_text(code)
+    study = run_study(tmp_path / "study", "sound", target=f"{example}:recipe")
+    (pair,) = study.pairs
+    final = pair.baseline.final_evaluation
+    assert len(final) == 60
+    assert (final["prediction"] == final["target"]).mean() > 0.9
+
+
+def test_public_names():
+    assert scaleproof.Recipe.__name__ == "Recipe"
+    assert set(scaleproof.__all__) == {"Data", "Recipe", "Split", "__version__"}
+    with pytest.raises(AttributeError, match="has no attribute 'Recipes'"):
+        _ = scaleproof.Recipes  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_local_links_lead_somewhere(document: Path):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), f"{document}: {target}"
