@@ -90,8 +90,8 @@ class RecallDrop(AbstractCheck[RecallDifference]):
     What it can't see
         Groups of samples within a class. In a class of few samples (below about 100), a drop that
         always hits the same few kinds of samples: simulated with 36 samples, 4 seeds and a true
-        drop of exactly `max_drop`, it is passed in 3 of 100 studies if samples flip at random, and
-        in 9 of 100 if the drop sits in a few hard samples. Precision: see the report.
+        drop of exactly `max_drop`, it is passed in 4 of 100 studies if samples flip at random, and
+        in 7 of 100 if the drop sits in a few hard samples. Precision: see the report.
 
     How to fix it
         Look at the confusion matrices to see which class takes its samples. If the class is rare,

@@ -26,6 +26,18 @@ from scaleproof.recipes.recipe import Data, Recipe, Split
 
 NUM_CLASSES = 10
 EVALUATION_SHARE = 0.25
+
+# The evaluation split is small, so the margins are wider than the checks' own.
+PROFILE = {
+    "checks": {
+        # 450 images, of which two runs disagree on five or so: over four seeds the interval of
+        # the accuracy difference reaches about 1.2 points to either side.
+        "accuracy-drop": {"max_drop": 0.02},
+        # 44 to 46 images a class: a single one is 2.2 points, and the interval reaches 6 to 10.
+        "recall-drop": {"max_drop": 0.12},
+    }
+}
+
 _SPLIT_SEED = 0
 _MAX_INTENSITY = 16  # of the scanned 4 x 4 blocks: how many of their points are black
 
@@ -46,6 +58,7 @@ def recipe() -> Recipe:
         num_draws=2,
         precision="bf16",
         num_seeds=4,
+        profile=PROFILE,
     )
 
 

@@ -23,7 +23,7 @@ def render(summary: Summary) -> str:
     verdict = summary.verdict
     mark, decision = _DECISION_MARKS[verdict.decision], words.DECISIONS[verdict.decision]
     blocks = [
-        f"## {mark} {decision}: {_escape(verdict.headline)}",
+        f"## {mark} {decision}: {_escape(words.reason(verdict))}",
         _escape(words.title(summary)),
         _answers(summary),
         *(f"> **Note:** {_escape(notice)}" for notice in words.notices(summary)),

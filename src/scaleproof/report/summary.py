@@ -83,8 +83,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         return next(arm for arm in self.arms if arm.role == "candidate")
 
 
-def summarise(study: Study, verdict: Verdict) -> Summary:
-    """Gather what a report says about a judged study.
+def summarise(study: Study, verdict: Verdict, *, confidence: float = 0.95) -> Summary:
+    """Gather what a report says about a judged study; ``confidence`` is that of the profile.
 
     Raises ``EvidenceError`` when the evidence is damaged or its runs can't be compared.
     """
@@ -103,7 +103,7 @@ def summarise(study: Study, verdict: Verdict) -> Summary:
             RunSummary(name=run.name, arm=run.arm.name, seed=run.seed, status=run.status)
             for run in study.runs.values()
         ),
-        timing=measure_timing(study),
+        timing=measure_timing(study, confidence),
         quality=compare_quality(study),
         curves=measure_curves(study),
         environment=_environment(study),

@@ -56,7 +56,7 @@ class _Terminal:
     def _verdict(self, summary: Summary) -> None:
         verdict = summary.verdict
         headline = self._text(
-            f"{words.DECISIONS[verdict.decision].upper()}  {verdict.headline}",
+            f"{words.DECISIONS[verdict.decision].upper()}  {words.reason(verdict)}",
             _DECISION_STYLES[verdict.decision],
         )
         self._console.print(headline)
@@ -101,7 +101,7 @@ class _Terminal:
                 self._indented(f"To do: {finding.remedy}")
         if groups.passes:
             self._heading("Checks that passed")
-            self._lines(groups.passes)
+            self._lines(groups.passes, no_wrap=True)
         if groups.not_applicable:
             self._heading("Checks that do not apply")
             self._lines(groups.not_applicable, style="dim")
@@ -115,8 +115,12 @@ class _Terminal:
             grid.add_row(self._text(f"{number}."), self._text(step))
         self._console.print(grid)
 
-    def _lines(self, findings: tuple[Finding, ...], style: str = "") -> None:
+    def _lines(
+        self, findings: tuple[Finding, ...], *, style: str = "", no_wrap: bool = False
+    ) -> None:
         grid = rich.table.Table.grid(padding=(0, 2))
+        grid.add_column(no_wrap=True, min_width=max(len(finding.check) for finding in findings))
+        grid.add_column(no_wrap=no_wrap, overflow="ellipsis" if no_wrap else "fold")
         for finding in findings:
             grid.add_row(self._text(finding.check, style), self._text(finding.sentence, style))
         self._console.print(grid)

@@ -41,10 +41,10 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     epoch_times: tuple[EpochTime, ...]
 
 
-def measure_timing(study: Study) -> Timing:
+def measure_timing(study: Study, confidence: float) -> Timing:
     because = _why_no_speed_up(study)
     return Timing(
-        speed_up=None if because else _speed_up(study),
+        speed_up=None if because else _speed_up(study, confidence),
         no_speed_up_because=because,
         arms=tuple(_arm_time(arm.name, compared_runs(study, arm)) for arm in study.request.arms),
         epoch_times=tuple(
@@ -77,12 +77,13 @@ def _why_no_speed_up(study: Study) -> str:
     return ""
 
 
-def _speed_up(study: Study) -> SpeedUp:
+def _speed_up(study: Study, confidence: float) -> SpeedUp:
     assert study.baseline is not None  # _why_no_speed_up has looked
     return measure_speed_up(
         [pair.baseline.epoch_times_s for pair in study.pairs],
         [pair.candidate.epoch_times_s for pair in study.pairs],
         num_devices=study.candidate.num_devices / study.baseline.num_devices,
+        confidence=confidence,
     )
 
 

@@ -8,7 +8,7 @@ from typing import final
 from scaleproof.checks.check import Outcome, Question
 from scaleproof.report import numbers
 from scaleproof.report.summary import ArmSummary, Summary
-from scaleproof.verdict.answers import Answer, Decision, Finding
+from scaleproof.verdict.answers import Answer, Decision, Finding, Verdict
 
 QUESTIONS = {
     Question.FASTER: "Faster?",
@@ -84,6 +84,12 @@ def outcome_word(finding: Finding) -> str:
             return "No evidence" if finding.is_evidence_missing else "Not applicable"
         case Outcome.ERROR:
             return "Check broke"
+
+
+def reason(verdict: Verdict) -> str:
+    """The headline without the decision it begins with, for where that stands before it anyway."""
+    word = DECISIONS[verdict.decision]
+    return verdict.headline.removeprefix(f"{word}: ").removeprefix(f"{word} ")
 
 
 def title(summary: Summary) -> str:

@@ -115,7 +115,7 @@ class _Spread(msgspec.Struct, frozen=True, kw_only=True):
         if run is None:
             return item
         quantile = t_quantile(tail, run.degrees_of_freedom)
-        return float(np.add(quantile * run.standard_deviation / np.sqrt(self.num_seeds), item))
+        return float(np.hypot(quantile * run.standard_deviation / np.sqrt(self.num_seeds), item))
 
     def lower_bound(self, mean: float, tail: float) -> float:
         """The lowest value that the mean difference doesn't refute."""

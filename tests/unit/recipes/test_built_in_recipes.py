@@ -9,6 +9,7 @@ from torch import Tensor
 from scaleproof.recipes import cifar10, digits, fraud
 from scaleproof.recipes.images import crop_and_flip, normalise
 from scaleproof.recipes.recipe import Data, Recipe, check_data
+from scaleproof.verdict.profile import profile_from_dict
 
 
 def fake_cifar10(data_dir: Path | None) -> Data:
@@ -122,3 +123,8 @@ def test_the_weighted_loss_makes_the_classes_count_alike() -> None:
     assert losses[0].item() == pytest.approx(losses[1:].sum().item(), rel=1e-5)
     plain = fraud.recipe().loss(outputs, targets)
     assert plain[0].item() == plain[1].item()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_profile_names_checks_and_thresholds_that_exist(name: str) -> None:
+    profile_from_dict(RECIPES[name].profile)

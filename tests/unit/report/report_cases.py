@@ -50,7 +50,7 @@ def answers(**by_question: Answer) -> tuple[QuestionAnswer, ...]:
 def verdict(**changes: Any) -> Verdict:
     fields: dict[str, Any] = {
         "decision": Decision.ADOPT,
-        "headline": "2 devices train 1.82 times faster and learn as well as one.",
+        "headline": "Adopt 2 devices (ddp): 45 % less time per epoch, no fault found.",
         "answers": answers(),
         "findings": (finding(),),
         "next_steps": ("Train on 2 devices with the ddp strategy.",),
@@ -64,7 +64,7 @@ def mixed_verdict(text: str = "class 'cat'") -> Verdict:
     """One finding of every kind, all with ``text`` in their sentences."""
     return verdict(
         decision=Decision.REJECT,
-        headline=f"Recall of {text} fell by 12 points.",
+        headline=f"Reject: Recall of {text} fell by 12 points.",
         answers=answers(as_good=Answer.NO, sound=Answer.UNDECIDED, fit=Answer.NOT_APPLICABLE),
         findings=(
             finding(),

@@ -14,6 +14,9 @@ from scaleproof.report import tables, words
 from scaleproof.report.formats import FORMATS, render_text
 from scaleproof.report.quality import MAX_CLASSES_LISTED
 from scaleproof.report.summary import summarise
+from scaleproof.verdict.answers import Decision
+from scaleproof.verdict.profile import Profile
+from scaleproof.verdict.verdict import judge_study
 from studies import FakeArm, build_study
 
 
@@ -60,6 +63,25 @@ def test_confusion_is_summed_over_seeds_and_compared_by_row(tmp_path):
     assert quality.classes[2].recall_change is None
     assert [(c.truth, c.prediction) for c in quality.confusions] == [("cat", "dog")]
     assert quality.candidate.accuracy_by_seed == (5 / 6, 5 / 6, 5 / 6)
+
+
+def test_the_interval_has_the_confidence_of_the_profile(tmp_path):
+    study = build_study(tmp_path)
+    wide, narrow = (
+        summarise(study, verdict(), confidence=confidence).timing.speed_up
+        for confidence in (0.99, 0.8)
+    )
+    assert wide is not None and narrow is not None
+    assert wide.speed_up_low < narrow.speed_up_low
+    table = tables.speed(summarise(study, verdict(), confidence=0.99))
+    assert table is not None and table.columns[2] == "99 % interval"
+
+
+def test_the_decision_is_not_said_twice():
+    assert words.reason(verdict()) == "2 devices (ddp): 45 % less time per epoch, no fault found."
+    rejected = verdict(decision=Decision.REJECT, headline="Reject: 2 devices are slower.")
+    assert words.reason(rejected) == "2 devices are slower."
+    assert words.reason(verdict(headline="All is well.")) == "All is well."
 
 
 def test_curves_run_over_samples_not_steps(tmp_path):
@@ -252,3 +274,11 @@ def test_findings_are_grouped_by_what_they_ask_of_the_reader():
 def test_paths_of_the_machine_stay_out(tmp_path):
     text = render_text(summary_of(tmp_path), "json")
     assert str(StudyPaths(tmp_path).root) not in text
+
+
+def test_a_real_judgement_renders(tmp_path):
+    study = build_study(tmp_path)
+    profile = Profile()
+    summary = summarise(study, judge_study(study, profile), confidence=profile.confidence)
+    assert render_text(summary, "terminal").startswith("ADOPT  2 devices (ddp)")
+    assert_every_format_renders(summary)
