@@ -48,6 +48,7 @@ def run_rank(paths: RunPaths, facts: RankFacts, heartbeat: Heartbeat) -> Literal
         num_ranks=facts.num_ranks,
         num_devices=request.num_devices,
         precision=precision,
+        collective_timeout_s=request.collective_timeout_s,
     )
     settle_on_devices(placement)
     data = recipe.load_data(None if request.data_dir is None else Path(request.data_dir))

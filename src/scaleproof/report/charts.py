@@ -171,7 +171,7 @@ def _epoch_times(summary: Summary) -> Chart | None:
     points = alt.layer(
         *(
             _chart([row for row in rows if row["is_warm_up"] is is_warm_up], height=_CURVE_HEIGHT)
-            .mark_point(filled=not is_warm_up, size=34, opacity=0.85)
+            .mark_point(filled=not is_warm_up, size=34, opacity=0.85, strokeWidth=1)
             .encode(
                 x=alt.X(
                     "epoch:Q",

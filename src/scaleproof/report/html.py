@@ -27,7 +27,6 @@ def render(summary: Summary) -> str:
         verdict=summary.verdict,
         title=words.title(summary),
         words=words,
-        tied=_tied,
         notices=words.notices(summary),
         groups=words.group_findings(summary.verdict.findings),
         charts=draw_charts(summary),
@@ -60,15 +59,9 @@ def _environment() -> Environment:
     )
 
 
-def _tied(cell: str) -> str:
-    """A number and its unit stay on one line."""
-    return _BEFORE_UNIT.sub("\N{NO-BREAK SPACE}", cell)
-
-
 def _finalize(value: Any) -> Any:
-    """Every text but our own markup, before it is escaped."""
-    return words.visible(value) if isinstance(value, str) and not _is_markup(value) else value
-
-
-def _is_markup(value: str) -> bool:
-    return isinstance(value, Markup)
+    """Every text but our own markup, before it is escaped: nothing in it acts, and a number and
+    its unit stay on one line."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return _BEFORE_UNIT.sub("\N{NO-BREAK SPACE}", words.visible(value))

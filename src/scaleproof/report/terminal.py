@@ -118,9 +118,15 @@ class _Terminal:
     def _lines(
         self, findings: tuple[Finding, ...], *, style: str = "", no_wrap: bool = False
     ) -> None:
+        name_width = max(len(finding.check) for finding in findings)
+        rest_width = max(self._console.width - name_width - 2, 20)
         grid = rich.table.Table.grid(padding=(0, 2))
-        grid.add_column(no_wrap=True, min_width=max(len(finding.check) for finding in findings))
-        grid.add_column(no_wrap=no_wrap, overflow="ellipsis" if no_wrap else "fold")
+        grid.add_column(no_wrap=True, min_width=name_width)
+        grid.add_column(
+            no_wrap=no_wrap,
+            overflow="ellipsis" if no_wrap else "fold",
+            max_width=rest_width if no_wrap else None,
+        )
         for finding in findings:
             grid.add_row(self._text(finding.check, style), self._text(finding.sentence, style))
         self._console.print(grid)

@@ -63,6 +63,7 @@ def place_rank(
     num_ranks: int,
     num_devices: int,
     precision: Literal["bf16", "fp32"],
+    collective_timeout_s: float,
 ) -> Placement:
     """The devices of ``rank``, dealt out in turn and reused when there are not enough."""
     per_rank = num_devices // num_ranks
@@ -82,6 +83,7 @@ def place_rank(
         devices=devices,
         cores=own_cores,
         precision=precision,
+        collective_timeout_s=collective_timeout_s,
     )
 
 

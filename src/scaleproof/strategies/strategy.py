@@ -40,7 +40,8 @@ class Placement:
     """Where one rank runs.
 
     ``devices`` are the torch devices this rank computes on (several for ``dp``), ``cores`` the
-    processor cores behind them, one per device, on CPU.
+    processor cores behind them, one per device, on CPU. A collective that takes longer than
+    ``collective_timeout_s`` is an error.
     """
 
     rank: int
@@ -49,6 +50,7 @@ class Placement:
     devices: tuple[torch.device, ...]
     cores: tuple[int, ...]
     precision: Literal["bf16", "fp32"]
+    collective_timeout_s: float
 
     @property
     def device(self) -> torch.device:

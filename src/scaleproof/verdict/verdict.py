@@ -9,7 +9,8 @@ from scaleproof.checks.check import Outcome, Question
 from scaleproof.checks.epoch_speed import measure_epoch_speed
 from scaleproof.checks.final_scores import final_scores
 from scaleproof.checks.wording import counted, listed, percent
-from scaleproof.evidence.records import Arm, RankOutcome
+from scaleproof.evidence.failures import describe_failure
+from scaleproof.evidence.records import Arm
 from scaleproof.evidence.study import Run, Study
 from scaleproof.stats.shares import holm
 from scaleproof.verdict.answers import Answer, Decision, Finding, QuestionAnswer, Verdict
@@ -22,7 +23,7 @@ _DECIDING = {Question.FASTER: "no-speed-up", Question.AS_GOOD: "accuracy-drop"}
 _ORDER = (Question.SOUND, Question.FIT, Question.AS_GOOD, Question.FASTER)
 """A headline names the most fundamental reason: speed is the last that matters."""
 
-_MAX_MESSAGE = 300  # characters of a failed rank's message; the report shows the traceback
+_MAX_SENTENCE = 500  # characters on why a run failed; its rank's outcome has the traceback
 
 _WORDS = {
     Question.FASTER: "faster",
@@ -233,25 +234,9 @@ def _next_steps(
 
 
 def _failed_sentence(run: Run) -> str:
-    """The rank that failed first and why; what other ranks said after that only follows from it."""
-    outcomes = [(rank.rank, rank.outcome) for rank in run.ranks if rank.outcome is not None]
-    errors = [(rank, outcome) for rank, outcome in outcomes if outcome.status == "error"]
-    rank, outcome = min(errors, key=lambda error: (error[1].ended_at_unix_s, error[0]))
-    return f"{run.name} failed on rank {rank} {_where(outcome)}: {_what(outcome)}."
-
-
-def _where(outcome: RankOutcome) -> str:
-    if outcome.phase == "training":
-        return f"in epoch {outcome.epoch + 1}, step {outcome.step + 1} (training)"
-    if outcome.phase in ("evaluating", "recording"):
-        return f"at the end of epoch {outcome.epoch + 1} ({outcome.phase})"
-    return f"while {outcome.phase}"
-
-
-def _what(outcome: RankOutcome) -> str:
-    """Type and message on one line, without control characters: it came from somewhere else."""
-    first_line = outcome.message.strip().partition("\n")[0]
-    message = "".join(char if char.isprintable() else " " for char in first_line).rstrip(". ")
-    if len(message) > _MAX_MESSAGE:
-        message = message[:_MAX_MESSAGE] + " ..."
-    return ": ".join(part for part in (outcome.error_type, message) if part)
+    """Why a run failed, on one line without control characters: the error came from elsewhere."""
+    failure = describe_failure(run)
+    assert failure is not None  # a run is failed because a rank left an error
+    line = "".join(char if char.isprintable() else " " for char in failure.sentence)
+    line = " ".join(line.split())
+    return line if len(line) <= _MAX_SENTENCE else f"{line[:_MAX_SENTENCE]} ..."

@@ -49,8 +49,11 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 
 def test_object_arrays_are_never_written(tmp_path: Path) -> None:
+    writer = RankWriter(RunPaths(tmp_path), 0)
     with pytest.raises(ValueError, match="Object arrays"):
-        RankWriter(RunPaths(tmp_path), 0).array("steps", np.array([{}], dtype=object))
+        writer.array("steps", np.array([{}], dtype=object))
+    writer.close()
+    assert list(RunPaths(tmp_path).arrays(0).iterdir()) == []
 
 
 def test_json_is_replaced_whole_and_nothing_is_left_aside(tmp_path: Path) -> None:

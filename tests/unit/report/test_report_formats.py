@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from report_cases import HOSTILE_NAMES, mixed_verdict, named_study, summary_of, verdict
+from report_cases import HOSTILE_NAMES, finding, mixed_verdict, named_study, summary_of, verdict
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -131,6 +131,20 @@ def test_terminal_begins_with_the_verdict_and_ends_with_what_to_do(hostile):
     lines = render_text(hostile, "terminal").splitlines()
     assert lines[0].startswith("REJECT  Recall of")
     assert any(line.startswith("2. Run again with --seeds 5.") for line in lines[-3:])
+
+
+def test_terminal_gives_a_passed_check_one_line(tmp_path):
+    passed = finding(sentence="A long sentence, " * 20)
+    lines = render_text(summary_of(tmp_path, verdict(findings=(passed,))), "terminal").splitlines()
+    index = lines.index("Checks that passed")
+    assert lines[index + 1].startswith("accuracy-drop  A long") and lines[index + 1].endswith("…")
+    assert lines[index + 2].strip() == ""
+
+
+def test_html_keeps_a_number_and_its_unit_together(tmp_path):
+    judged = verdict(headline="Adopt 2 devices (ddp): 45 % less time, 3 seeds.")
+    text = render_text(summary_of(tmp_path, judged), "html")
+    assert "45\N{NO-BREAK SPACE}% less time, 3 seeds." in text
 
 
 def test_terminal_colours_the_verdict(tmp_path):

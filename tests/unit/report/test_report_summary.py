@@ -208,6 +208,14 @@ def test_no_evaluations(tmp_path):
     assert_every_format_renders(summary)
 
 
+def test_an_evaluation_before_training_is_no_result(tmp_path):
+    untrained = FakeArm(num_epochs=0)
+    summary = summary_of(tmp_path, baseline=untrained, candidate=untrained.with_(num_ranks=2))
+    assert all(curve.evaluation[0].epochs_done == 0 for curve in summary.curves)
+    assert summary.quality is None
+    assert_every_format_renders(summary)
+
+
 def test_diverged_run(tmp_path):
     def losses(seed, num_steps):
         values = np.linspace(2.0, 3.0, num_steps)
