@@ -2,8 +2,9 @@
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from fast_batches import build_model, fast_batches, load_recipe
 from torch import nn
+
+from fast_batches import build_model, fast_batches, load_recipe
 from turns import LEARNING_RATE, Turns, become_device, leave_group, parse_task
 
 

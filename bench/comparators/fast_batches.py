@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from turns import BATCH_PER_DEVICE, Task
 
 from scaleproof.recipes.cifar10 import recipe
 from scaleproof.recipes.recipe import Recipe, Split
+from turns import BATCH_PER_DEVICE, Task
 
 
 def load_recipe(task: Task) -> tuple[Recipe, Split]:

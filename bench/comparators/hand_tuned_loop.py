@@ -2,9 +2,10 @@
 
 import torch
 import torch.distributed as dist
-from fast_batches import build_model, fast_batches, load_recipe
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from fast_batches import build_model, fast_batches, load_recipe
 from turns import LEARNING_RATE, Turns, become_device, leave_group, parse_task
 
 BUCKET_CAP_MB = 25

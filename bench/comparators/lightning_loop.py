@@ -5,14 +5,14 @@ from typing import Any, final
 
 import lightning
 import torch
-from fast_batches import build_model, fast_batches, load_recipe
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from turns import LEARNING_RATE, Task, Turns, become_device, leave_group, parse_task
 from typing_extensions import override
 
+from fast_batches import build_model, fast_batches, load_recipe
 from scaleproof.recipes.recipe import Recipe, Split
+from turns import LEARNING_RATE, Task, Turns, become_device, leave_group, parse_task
 
 
 @final

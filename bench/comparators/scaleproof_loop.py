@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from scaleproof_recipe import NUM_SAMPLES_VARIABLE
-from turns import Task, Turns, parse_task
-
 from scaleproof.evidence.paths import RunPaths
 from scaleproof.evidence.reader import read_records
 from scaleproof.evidence.records import EpochRecord
 from scaleproof.launch.request import RunRequest
 from scaleproof.launch.run_process import RunProcess, log_tail
+from scaleproof_recipe import NUM_SAMPLES_VARIABLE
+from turns import Task, Turns, parse_task
 
 POLL_INTERVAL_S = 0.1
 """Long, because each look costs the device that is measured some time."""

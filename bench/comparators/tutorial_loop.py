@@ -13,12 +13,13 @@ from typing import final
 import numpy as np
 import torch
 import torch.distributed as dist
-from fast_batches import load_recipe
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from fast_batches import load_recipe
 from turns import (
     BATCH_PER_DEVICE,
     LEARNING_RATE,

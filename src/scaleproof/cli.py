@@ -2,8 +2,9 @@
 
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
 import typer
@@ -196,7 +197,9 @@ def report(
     if format == "terminal" and out is None:
         _print_verdict(loaded, chosen)
         return 0
-    text = render_text(summarise(loaded, judge_study(loaded, chosen)), format)
+    text = render_text(
+        summarise(loaded, judge_study(loaded, chosen), confidence=chosen.confidence), format
+    )
     if out is None:
         typer.echo(text)
     else:
@@ -236,10 +239,11 @@ def _run_and_judge(
     from scaleproof.launch.progress import TerminalProgress
     from scaleproof.report.formats import render_text
     from scaleproof.report.summary import summarise
+    from scaleproof.verdict.profile import to_dict
 
     plan = plan_study(options)
     profile = _choose_profile(plan.recipe.profile, profile_file, overrides)
-    request = msgspec.structs.replace(plan.request, profile=profile.to_dict())
+    request = msgspec.structs.replace(plan.request, profile=to_dict(profile))
     paths = claim_folder(out, options.target)
     console = Console(stderr=True)
     console.print(f"Study: {paths.root}", highlight=False, markup=False)
@@ -251,7 +255,10 @@ def _run_and_judge(
         raise
     study = load_study(paths.root)
     verdict = _print_verdict(study, profile)
-    write_atomically(paths.report, render_text(summarise(study, verdict), "html").encode())
+    write_atomically(
+        paths.report,
+        render_text(summarise(study, verdict, confidence=profile.confidence), "html").encode(),
+    )
     typer.echo(f"The whole report: {paths.report}")
     return verdict
 
@@ -266,6 +273,15 @@ def _load(
     return study, _choose_profile(study.request.profile, profile_file, overrides)
 
 
+def _choose_profile(
+    base: Mapping[str, Any], profile_file: Path | None, overrides: "Thresholds"
+) -> "Profile":
+    """``base``, with the file laid over it, and the options over both."""
+    from scaleproof.verdict.profile import layered_profile, with_thresholds
+
+    return with_thresholds(layered_profile(base, profile_file), overrides)
+
+
 def _print_verdict(study: "Study", profile: "Profile") -> "Verdict":
     from rich.console import Console
 
@@ -274,7 +290,7 @@ def _print_verdict(study: "Study", profile: "Profile") -> "Verdict":
     from scaleproof.verdict.verdict import judge_study
 
     verdict = judge_study(study, profile)
-    terminal.render(summarise(study, verdict), Console())
+    terminal.render(summarise(study, verdict, confidence=profile.confidence), Console())
     return verdict
 
 

@@ -6,7 +6,6 @@ from typing import final
 from scaleproof.evidence.heartbeat import Phase, read_heartbeat
 from scaleproof.evidence.study import Run
 
-
 KNOWN_CAUSES = (
     (
         "op.preamble.length <= op.nbytes",
@@ -54,6 +53,11 @@ def describe_failure(run: Run) -> Failure | None:
             "(raise --timeout), or one that hangs in data loading."
         )
         return Failure(sentence=sentence, traceback="")
+    text = f"{outcome.message}\n{outcome.traceback}"
+    cause = next((cause for sign, cause in KNOWN_CAUSES if sign in text), None)
+    if cause is not None:
+        sentence = f"{run.name}: rank {rank} failed {moment}: {cause}"
+        return Failure(sentence=sentence, traceback=outcome.traceback)
     message = (
         outcome.message if outcome.message.endswith((".", "!", "?")) else f"{outcome.message}."
     )
@@ -78,7 +82,3 @@ def _moment(phase: str, epoch: int, step: int) -> str:
     if phase == Phase.STARTING.word:
         return "while starting"
     return f"while {phase} in epoch {epoch + 1}"
-
-
-def _known_cause(text: str) -> str | None:
-    return next((cause for sign, cause in KNOWN_CAUSES if sign in text), None)

@@ -4,7 +4,6 @@ A torn last line of a record file is what a crash leaves and is tolerated; anyth
 damaged is an ``EvidenceError``. Nothing is ever unpickled.
 """
 
-import io
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,12 +13,14 @@ from numpy.typing import NDArray
 from pyroaring import BitMap
 
 from scaleproof.errors import EvidenceError
+from scaleproof.evidence.npy import decode_npy
 from scaleproof.evidence.records import SCHEMA_VERSION, ArrayRef, Record
 from scaleproof.evidence.writer import digest_of
 
 T = TypeVar("T")
 
 _RECORD_DECODER = msgspec.json.Decoder(Record)
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def read_json(path: Path, kind: type[T], *, what: str) -> T:
@@ -34,7 +35,7 @@ def read_json(path: Path, kind: type[T], *, what: str) -> T:
     _refuse_newer_schema(path, data, what)
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.DecodeError as error:
+    except _NOT_JSON as error:
         raise EvidenceError(
             f"{path} is not {what}: {error}. Restore the file from where the study was made."
         ) from error
@@ -56,7 +57,7 @@ def read_records(path: Path) -> tuple[tuple[Record, ...], bool]:
     for number, line in enumerate(lines, start=1):
         try:
             records.append(_RECORD_DECODER.decode(line))
-        except msgspec.DecodeError as error:
+        except _NOT_JSON as error:
             raise EvidenceError(
                 f"{path} line {number} of {len(lines)} is not a record: {error}. Only the last "
                 "line may be torn; restore the file from where the study was made."
@@ -69,17 +70,12 @@ def read_array(folder: Path, ref: ArrayRef, *, dtype: np.dtype[Any]) -> NDArray[
     path = folder / ref.file
     data = _read_checked(folder, ref)
     try:
-        values = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        return decode_npy(data, dtype)
+    except ValueError as error:
         raise EvidenceError(
-            f"{path} is not a .npy array: {error}. Restore the file from where the study was made."
-        ) from error
-    if values.dtype != dtype:
-        raise EvidenceError(
-            f"{path} holds {values.dtype}, expected {dtype}. "
+            f"{path} is not the array its record says: {error}. "
             "Restore the file from where the study was made."
-        )
-    return values
+        ) from error
 
 
 def read_bitmap(folder: Path, ref: ArrayRef) -> BitMap:
@@ -87,7 +83,7 @@ def read_bitmap(folder: Path, ref: ArrayRef) -> BitMap:
     data = _read_checked(folder, ref)
     try:
         return BitMap.deserialize(data)
-    except (ValueError, MemoryError, TypeError) as error:
+    except (ValueError, IndexError) as error:  # IndexError: no bytes at all
         raise EvidenceError(
             f"{folder / ref.file} is not a serialised roaring bitmap: {error}. "
             "Restore the file from where the study was made."
@@ -96,7 +92,7 @@ def read_bitmap(folder: Path, ref: ArrayRef) -> BitMap:
 
 def _read_checked(folder: Path, ref: ArrayRef) -> bytes:
     path = folder / ref.file
-    if Path(ref.file).name != ref.file:
+    if Path(ref.file).name != ref.file or "\0" in ref.file:
         raise EvidenceError(
             f"a record in {folder} points to {ref.file!r}, outside its folder. "
             "The record file was changed by hand; restore it."
@@ -120,7 +116,7 @@ def _read_checked(folder: Path, ref: ArrayRef) -> bytes:
 def _refuse_newer_schema(path: Path, data: bytes, what: str) -> None:
     try:
         version = msgspec.json.decode(data).get("schema_version", 0)
-    except (msgspec.DecodeError, AttributeError):
+    except (*_NOT_JSON, AttributeError):
         return  # not JSON or not an object: the typed decoder says it better
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise EvidenceError(

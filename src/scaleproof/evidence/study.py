@@ -1,5 +1,6 @@
 """A study as the judge sees it: its request, its runs, and the pairs that can be compared."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,6 +51,8 @@ COMPARABLE_KEYS = (
     "scaleproof_version",
 )
 """Manifest keys that must be the same in every run of a study."""
+
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 
 R = TypeVar("R", bound=Record)
 
@@ -175,7 +178,7 @@ class Run:
         num_steps = min(len(table) for table in tables)
         losses = np.array([table["loss"][:num_steps] for table in tables], dtype=np.float64)
         counts = np.array([table["num_samples"][:num_steps] for table in tables], dtype=np.float64)
-        return (losses * counts).sum(axis=0) / counts.sum(axis=0)
+        return (losses * counts).sum(axis=0) / np.maximum(counts.sum(axis=0), 1)
 
     @cached_property
     def evaluated_epochs(self) -> tuple[int, ...]:
@@ -204,8 +207,11 @@ class Run:
 
     @cached_property
     def final_evaluation(self) -> NDArray[Any]:
-        """``evaluation`` after the last evaluated epoch; the empty table when there is none."""
-        if not self.evaluated_epochs:
+        """``evaluation`` after the last evaluated epoch; the empty table when there is none.
+
+        The one before training does not count.
+        """
+        if not self.evaluated_epochs or self.evaluated_epochs[-1] == 0:
             return np.zeros(0, EVALUATION_TABLE)
         return self.evaluation(self.evaluated_epochs[-1])
 
@@ -237,24 +243,30 @@ class Study:
     def candidate(self) -> Arm:
         return next(arm for arm in self.request.arms if arm.role == "candidate")
 
+    @cached_property
+    def usable_runs(self) -> Mapping[tuple[str, int], Run]:
+        """The runs that ran to their end, after checking that they are comparable."""
+        usable = {key: run for key, run in self.runs.items() if run.is_usable}
+        for run in usable.values():
+            _refuse_incomparable(next(iter(usable.values())), run)
+        return usable
+
     def runs_of(self, arm: Arm) -> tuple[Run, ...]:
         """The arm's usable runs, by seed."""
-        runs = (self.runs[arm.name, seed] for seed in self.request.seeds)
-        return tuple(run for run in runs if run.is_usable)
+        keys = ((arm.name, seed) for seed in self.request.seeds)
+        return tuple(self.usable_runs[key] for key in keys if key in self.usable_runs)
 
     @cached_property
     def pairs(self) -> tuple[Pair, ...]:
-        """Seeds for which both arms have a usable run, after checking that they are comparable."""
+        """The seeds for which both arms have a usable run."""
         if self.baseline is None:
             return ()
-        pairs: list[Pair] = []
-        for seed in self.request.seeds:
-            baseline = self.runs[self.baseline.name, seed]
-            candidate = self.runs[self.candidate.name, seed]
-            if baseline.is_usable and candidate.is_usable:
-                _refuse_incomparable(baseline, candidate)
-                pairs.append(Pair(seed=seed, baseline=baseline, candidate=candidate))
-        return tuple(pairs)
+        baselines = {run.seed: run for run in self.runs_of(self.baseline)}
+        return tuple(
+            Pair(seed=run.seed, baseline=baselines[run.seed], candidate=run)
+            for run in self.runs_of(self.candidate)
+            if run.seed in baselines
+        )
 
     @property
     def unusable_runs(self) -> tuple[Run, ...]:
@@ -290,7 +302,7 @@ def _check_request(paths: StudyPaths, request: StudyRequest) -> None:
         )
     names = [arm.name for arm in request.arms]
     for name in names:
-        if Path(name).name != name or not name:
+        if not _FOLDER_NAME.fullmatch(name):
             raise EvidenceError(
                 f"{paths.study} names an arm {name!r}, which is no folder name. "
                 "Restore the file from where the study was made."
@@ -307,6 +319,11 @@ def load_run(paths: RunPaths, arm: Arm, seed: int) -> Run:
     manifest = None
     if paths.manifest.exists():
         manifest = read_json(paths.manifest, Manifest, what="the manifest of a run")
+        if (manifest.arm, manifest.seed) != (arm.name, seed):
+            raise EvidenceError(
+                f"{paths.manifest} is of arm {manifest.arm} with seed {manifest.seed}, expected "
+                f"arm {arm.name} with seed {seed}. Put every run back into its own folder."
+            )
     return Run(
         arm=arm,
         seed=seed,
@@ -330,13 +347,13 @@ def _load_rank(paths: RunPaths, rank: int) -> Rank:
     )
 
 
-def _refuse_incomparable(baseline: Run, candidate: Run) -> None:
-    assert baseline.manifest is not None and candidate.manifest is not None  # both are usable
+def _refuse_incomparable(first: Run, second: Run) -> None:
+    assert first.manifest is not None and second.manifest is not None  # both are usable
     for key in COMPARABLE_KEYS:
-        ours, theirs = getattr(baseline.manifest, key), getattr(candidate.manifest, key)
+        ours, theirs = getattr(first.manifest, key), getattr(second.manifest, key)
         if ours != theirs:
             raise EvidenceError(
-                f"{baseline.paths.root} and {candidate.paths.root} can't be compared: {key} is "
+                f"{first.paths.root} and {second.paths.root} can't be compared: {key} is "
                 f"{ours!r} in the first and {theirs!r} in the second. Run both arms again with "
                 "the same code, data and machine: scaleproof compare does."
             )

@@ -4,6 +4,7 @@ Single files are written aside and renamed; records are appended line by line, a
 they point to. A failure to write is a ``RunError`` that names the file and the reason.
 """
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -36,7 +37,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it may never have been made
+            aside.unlink()
         raise write_error(path, error) from error
 
 

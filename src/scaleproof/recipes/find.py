@@ -18,18 +18,24 @@ BUILT_IN = ("cifar10", "digits", "fraud")
 def find_recipe(target: str) -> Recipe:
     """The recipe called ``target``: a built-in name, or ``path/to/file.py:function``.
 
+    A built-in with several recipes takes a function too: ``fraud:recipe_weighted``.
+
     Raises ``UsageError`` when there is none; what the user's file itself raises passes through.
     """
-    if target in BUILT_IN:
-        return importlib.import_module(f"scaleproof.recipes.{target}").recipe()
-    path, function_name = _split(target)
-    module = _import_file(path)
+    name, _, function_name = target.partition(":")
+    if name in BUILT_IN:
+        path: object = f"the recipe file {name}"
+        module = importlib.import_module(f"scaleproof.recipes.{name}")
+        function_name = function_name or "recipe"
+    else:
+        path, function_name = _split(target)
+        module = _import_file(path)
     function = getattr(module, function_name, None)
     if not callable(function):
         functions = sorted(name for name, value in vars(module).items() if callable(value))
         raise UsageError(
             f"{path} has no function {function_name!r}; it has {', '.join(functions) or 'none'}. "
-            f"Name the function that returns the Recipe: {path}:NAME."
+            f"Name the function that returns the Recipe, after the colon."
         )
     recipe = function()
     if not isinstance(recipe, Recipe):
@@ -45,7 +51,7 @@ def source_digest(target: str) -> str:
 
     A user's file alone, or all built-in recipes. What the file imports is not covered.
     """
-    if target in BUILT_IN:
+    if target.partition(":")[0] in BUILT_IN:
         files = sorted(Path(__file__).parent.glob("*.py"))
     else:
         files = [_split(target)[0]]
@@ -57,7 +63,7 @@ def source_digest(target: str) -> str:
 
 def resolve_target(target: str) -> str:
     """The target with an absolute path, so that it means the same in another process."""
-    if target in BUILT_IN:
+    if target.partition(":")[0] in BUILT_IN:
         return target
     path, function_name = _split(target)
     return f"{path}:{function_name}"

@@ -65,7 +65,11 @@ class SharedMemoryAverage:
         self._buckets: dict[int, _SharedBucket] = {}
         self._meeting = _Meeting(timeout_s)
 
-    def average(self, _state: object, bucket: dist.GradBucket) -> Future[Tensor]:
+    def average(
+        self,
+        _state: object,
+        bucket: dist.GradBucket,  # pyright: ignore[reportPrivateImportUsage]
+    ) -> Future[Tensor]:
         """Average one bucket over all ranks, in place."""
         buffer = bucket.buffer()
         if buffer.nbytes < MIN_BUCKET_BYTES:

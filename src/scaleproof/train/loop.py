@@ -102,12 +102,12 @@ def train_epoch(training: Training, epoch: int, plan: ShardEpoch) -> Tensor:
         training.heartbeat.beat(step)
         rows = slice(batch.start, batch.stop)
         ids = sample_ids[rows]
-        inputs = recipe.prepare(train_split.inputs[ids], draws[rows])
+        inputs = recipe.prepare(train_split.inputs.index_select(0, ids), draws[rows])
         for group, peak in zip(optimizer.param_groups, training.peak_rates, strict=True):
             group["lr"] = peak * rates[step]
         losses[step] = strategy.forward_backward(
             inputs,
-            train_split.targets[ids],
+            train_split.targets.index_select(0, ids),
             recipe.loss,
             num_global_samples=batch.num_global_samples,
         )
@@ -179,4 +179,4 @@ def _predict(
     strategy: AbstractStrategy, recipe: Recipe, split: Split, sample_ids: Tensor
 ) -> Tensor | None:
     ids = sample_ids.to(split.targets.device)
-    return strategy.predict(recipe.prepare(split.inputs[ids], None))
+    return strategy.predict(recipe.prepare(split.inputs.index_select(0, ids), None))

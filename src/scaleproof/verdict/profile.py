@@ -92,10 +92,35 @@ def profile_from_dict(given: Mapping[str, Any]) -> Profile:
     return profile
 
 
-def load_profile(path: Path) -> Profile:
-    """Read a profile from a TOML file. Raises ``UsageError`` naming the file and the line."""
+def layered_profile(base: Mapping[str, Any], path: Path | None) -> Profile:
+    """The profile of a recipe or a study, with what a TOML file says laid over it, key by key.
+
+    Raises ``UsageError`` naming the file, and the line or the key.
+    """
+    if path is None:
+        return profile_from_dict(base)
+    given = _read_toml(path)
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
+        profile_from_dict(given)  # so that an error is of the file alone
+        return profile_from_dict(_laid_over(base, given))
+    except UsageError as error:
+        raise UsageError(f"in the profile {path}: {error}") from error
+
+
+def _laid_over(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            merged[key] = _laid_over(cast(Mapping[str, Any], below), cast(Mapping[str, Any], value))
+        else:
+            merged[key] = value
+    return merged
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(
             f"can't read the profile {path}: {error.strerror or error}. Name a TOML file."
@@ -105,10 +130,6 @@ def load_profile(path: Path) -> Profile:
             f"the profile {path} is not TOML: {error}. Write it as key = value lines and "
             "[checks.NAME] tables."
         ) from error
-    try:
-        return profile_from_dict(given)
-    except UsageError as error:
-        raise UsageError(f"in the profile {path}: {error}") from error
 
 
 def with_thresholds(profile: Profile, thresholds: Mapping[tuple[str, str], Any]) -> Profile:

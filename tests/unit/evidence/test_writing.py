@@ -88,10 +88,6 @@ def test_a_file_where_a_folder_must_be_is_named(tmp_path: Path) -> None:
         RankWriter(RunPaths(tmp_path / "run"), 0)
 
 
-@pytest.mark.xfail(
-    reason="write_atomically: removing the file aside raises NotADirectoryError itself",
-    strict=False,
-)
 def test_a_file_in_the_place_of_the_folder_is_named_by_a_single_write(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
 

@@ -14,7 +14,7 @@ from scaleproof.checks.check import AbstractCheck
 from scaleproof.errors import UsageError
 from scaleproof.verdict.profile import (
     Profile,
-    load_profile,
+    layered_profile,
     profile_from_dict,
     to_dict,
     with_thresholds,
@@ -53,7 +53,7 @@ def test_a_toml_file_sets_thresholds(tmp_path: Path) -> None:
         "advisory = []\n[checks.no-speed-up]\nmin_speed_up = 2\n"
         "[checks.accuracy-paradox.min_recall_by_class]\nfraud = 0.7\n"
     )
-    profile = load_profile(path)
+    profile = layered_profile({}, path)
 
     assert profile.advisory == ()
     assert threshold(profile, "no-speed-up", "min_speed_up") == 2.0
@@ -140,14 +140,14 @@ def test_a_bad_file_is_refused_by_name(tmp_path: Path, content: bytes, words: st
     path.write_bytes(content)
 
     with pytest.raises(UsageError, match=words):
-        load_profile(path)
+        layered_profile({}, path)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"can.t read the profile .*No such file"):
-        load_profile(tmp_path / "none.toml")
+        layered_profile({}, tmp_path / "none.toml")
     with pytest.raises(UsageError, match="can't read the profile"):
-        load_profile(tmp_path)
+        layered_profile({}, tmp_path)
 
 
 JSON = st.recursive(
@@ -182,3 +182,17 @@ def test_thresholds_of_one_check_are_typed() -> None:
     check = next(c for c in profile.build_checks() if isinstance(c, AccuracyParadox))
 
     assert isinstance(check.min_recall, float)
+
+
+def test_a_file_is_laid_over_the_recipes_profile_key_by_key(tmp_path: Path):
+    path = tmp_path / "scaleproof.toml"
+    path.write_text("confidence = 0.9\n[checks.accuracy-drop]\nmax_drop = 0.03\n")
+    base = {
+        "checks": {"accuracy-drop": {"allow_single_seed": True}, "recall-drop": {"max_drop": 0.2}}
+    }
+    assert layered_profile(base, path).checks == {
+        "accuracy-drop": {"allow_single_seed": True, "max_drop": 0.03},
+        "recall-drop": {"max_drop": 0.2},
+    }
+    assert layered_profile(base, path).confidence == 0.9
+    assert layered_profile(base, None).confidence == 0.95
