@@ -114,7 +114,9 @@ def test_without_a_baseline_it_judges_by_itself(tmp_path: Path) -> None:
 
 def test_a_run_that_is_too_short_is_undecided(tmp_path: Path) -> None:
     study = build_study(
-        tmp_path, candidate=FakeArm(num_ranks=2, num_epochs=1, num_train_samples=400)
+        tmp_path,
+        candidate=FakeArm(num_ranks=2, num_epochs=1, num_train_samples=400),
+        has_baseline=False,
     )
     judgement = judge(study)
 

@@ -81,12 +81,13 @@ class _Round:
             self._wait_until(run, lambda run=run: run.awaits_epoch(0))
         for epoch in range(num_epochs):
             for run in self._runs:
-                if run.exit_code == 0:
+                if run.awaits_epoch(num_epochs):
                     continue  # it stopped early, at a loss that is not finite
                 run.grant(epoch + 1)
                 self._wait_until(run, lambda run=run: run.awaits_epoch(epoch + 1))  # noqa: B023
                 self._watcher.epoch_done(run.request, self._evidence_of(run))
         for run in self._runs:
+            run.grant(num_epochs + 1)  # to end
             self._wait_until(run, lambda run=run: run.exit_code == 0)
 
     def _wait_until(self, run: RunProcess, is_reached: Callable[[], bool]) -> None:

@@ -14,7 +14,7 @@ POLL_INTERVAL_S = 0.03
 
 
 def grant_epochs(path: Path, num_epochs: int) -> None:
-    """Let the run begin its first ``num_epochs`` epochs."""
+    """Let the run begin its first ``num_epochs`` epochs; one more than it has lets it end."""
     write_atomically(path, str(num_epochs).encode())
 
 

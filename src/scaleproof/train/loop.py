@@ -53,18 +53,26 @@ class Training:
 
 
 def train(training: Training, wait_for_turn: Callable[[int], None]) -> Literal["ok", "diverged"]:
-    """Run all epochs. ``wait_for_turn(epoch)`` returns when this run may begin the epoch.
-
-    Stops early, on all ranks together, at a training loss or score that is not finite.
+    """Run all epochs. ``wait_for_turn(epoch)`` returns when this run may begin the epoch; after
+    the last one, when it may end: a process that ends disturbs an arm that still trains.
     """
-    settings, strategy, heartbeat = training.settings, training.strategy, training.heartbeat
-    heartbeat.begin(Phase.WAITING, epoch=0)
-    wait_for_turn(0)
-    evaluate(training, epochs_done=0)
+    status = train_in_turns(training, wait_for_turn)
+    training.heartbeat.begin(Phase.WAITING, epoch=training.settings.num_epochs)
+    wait_for_turn(training.settings.num_epochs)
+    training.heartbeat.begin(Phase.ENDED, epoch=training.settings.num_epochs)
+    return status
+
+
+def train_in_turns(
+    training: Training, wait_for_turn: Callable[[int], None]
+) -> Literal["ok", "diverged"]:
+    """All epochs, or fewer: all ranks stop together at a loss or score that is not finite."""
+    settings, strategy = training.settings, training.strategy
     for epoch in range(settings.num_epochs):
-        if epoch > 0:
-            heartbeat.begin(Phase.WAITING, epoch=epoch)
-            wait_for_turn(epoch)
+        training.heartbeat.begin(Phase.WAITING, epoch=epoch)
+        wait_for_turn(epoch)
+        if epoch == 0:
+            evaluate(training, epochs_done=0)
         plan = plan_epoch(
             num_samples=len(training.data.train),
             global_batch_size=settings.global_batch_size,
@@ -78,7 +86,6 @@ def train(training: Training, wait_for_turn: Callable[[int], None]) -> Literal["
         is_finite = scores_are_finite and bool(torch.isfinite(losses).all())
         if strategy.any_rank(not is_finite):
             return "diverged"
-    heartbeat.begin(Phase.ENDED, epoch=settings.num_epochs)
     return "ok"
 
 
