@@ -80,9 +80,7 @@ def test_one_seed_decides_with_the_interval_of_its_samples() -> None:
 
 
 def test_no_evaluation_after_training_is_undecided(tmp_path: Path) -> None:
-    study = build_study(
-        tmp_path, candidate=FakeArm(num_ranks=2, num_epochs=0), has_baseline=False
-    )
+    study = build_study(tmp_path, candidate=FakeArm(num_ranks=2, num_epochs=0), has_baseline=False)
     check = AccuracyBelowFloor(min_accuracy=0.8)
 
     assert check.judge(check.measure(study)).outcome is Outcome.UNDECIDED

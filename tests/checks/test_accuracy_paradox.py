@@ -138,11 +138,9 @@ def test_a_class_without_samples_is_undecided(tmp_path: Path) -> None:
 
 
 def test_no_evaluation_after_training_is_undecided(tmp_path: Path) -> None:
-    assert judge(build_study(
-        tmp_path, candidate=FakeArm(num_ranks=2, num_epochs=0), has_baseline=False
-    )).outcome is (
-        Outcome.UNDECIDED
-    )
+    assert judge(
+        build_study(tmp_path, candidate=FakeArm(num_ranks=2, num_epochs=0), has_baseline=False)
+    ).outcome is (Outcome.UNDECIDED)
 
 
 def test_samples_of_a_single_class_are_undecided(tmp_path: Path) -> None:

@@ -76,6 +76,22 @@ def without_batch_norm_double_batch() -> Recipe:
     return dataclasses.replace(without_batch_norm(), batch_per_device=16)
 
 
+def wide() -> Recipe:
+    """Over 1 MiB of gradients: they are averaged through shared memory."""
+    width = 20_000
+    return dataclasses.replace(
+        without_batch_norm(),
+        build_model=lambda: nn.Sequential(
+            nn.Linear(NUM_FEATURES, width), nn.Tanh(), nn.Linear(width, 2)
+        ).double(),
+        learning_rate=1e-4,
+    )
+
+
+def wide_triple_batch() -> Recipe:
+    return dataclasses.replace(wide(), batch_per_device=24)
+
+
 class _CountsSamples(nn.Module):
     """Counts, in a buffer, the samples it was given in training."""
 
@@ -99,9 +115,9 @@ def counts_buffers() -> Recipe:
 class _Hooked(nn.Module):
     """A model that does something else on rank 1 in one training forward."""
 
-    def __init__(self, act, at_call: int = 3) -> None:
+    def __init__(self, act, inner: nn.Module | None = None, at_call: int = 3) -> None:
         super().__init__()
-        self.inner = _build_model()
+        self.inner = inner or _build_model()
         self._act, self._at_call, self._calls = act, at_call, 0
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -211,4 +227,10 @@ def prints_a_lot() -> Recipe:
 def different_models() -> Recipe:
     return dataclasses.replace(
         sound(), build_model=lambda: nn.Linear(NUM_FEATURES, 2, bias=_rank() == 0)
+    )
+
+
+def wide_stuck_on_rank_1() -> Recipe:
+    return dataclasses.replace(
+        wide(), build_model=lambda: _Hooked(lambda: time.sleep(3600), wide().build_model())
     )

@@ -101,6 +101,29 @@ def test_two_devices_take_the_steps_of_one_device_with_twice_the_batch(
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+def test_three_ranks_average_wide_gradients_through_shared_memory(tmp_path: Path):
+    arms = {
+        "wide": {"num_devices": 3},
+        "wide_triple_batch": {"num_devices": 1, "strategy": "single"},
+    }
+    runs = []
+    for recipe, changes in arms.items():
+        study = run_study(
+            tmp_path / recipe,
+            recipe,
+            with_baseline=False,
+            learning_rate_rule="none",
+            **changes,
+        )
+        runs += study.runs.values()
+    three, one = runs
+    assert three.manifest is not None
+    assert three.manifest.strategy_settings["gradient_exchange"] == "shared memory"
+    assert three.step_losses == pytest.approx(one.step_losses, rel=1e-6)
+    first, *others = (rank.states[-1].tensors for rank in three.ranks)
+    assert all(tensors == first for tensors in others)
+
+
 def test_dp_keeps_only_the_buffers_of_replica_0(tmp_path: Path):
     """BatchNorm counts one batch per step, and its mean is of the first half of each batch."""
     study = run_study(tmp_path / "study", "counts_buffers", strategy="dp", with_baseline=False)

@@ -22,7 +22,7 @@ KNOWN_CAUSES = (
         "out of memory. Use a smaller batch_per_device, or a machine with more memory.",
     ),
     (
-        "verifies params across processes",
+        "DDP expects same model across all ranks",
         "the model has other parameters on one rank than on another. Build the same model on "
         "every rank: nothing in build_model may depend on the rank.",
     ),
@@ -43,12 +43,12 @@ def describe_failure(run: Run) -> Failure | None:
     """What the evidence says about a failed run; None when no rank left an error."""
     failure = run.first_failure
     if failure is None:
-        return None
+        return _last_words(run)
     rank, outcome = failure
     moment = _moment(outcome.phase, outcome.epoch, outcome.step)
     if outcome.is_lost_peer and (others := _silent_ranks(run)):
         sentence = (
-            f"{run.name}: rank {rank} waited in vain for another rank {moment}. {others} "
+            f"{run.name}: rank {rank} waited in vain in a collective for another rank {moment}. {others} "
             "Usual causes: a branch that only some ranks take, a rank that is much slower "
             "(raise --timeout), or one that hangs in data loading."
         )
@@ -63,6 +63,17 @@ def describe_failure(run: Run) -> Failure | None:
     )
     sentence = f"{run.name}: rank {rank} failed {moment}: {outcome.error_type}: {message}"
     return Failure(sentence=sentence, traceback=outcome.traceback)
+
+
+def _last_words(run: Run) -> Failure | None:
+    """The error of a rank that could not even write its outcome: the disk was full."""
+    for rank in run.ranks:
+        beat = read_heartbeat(run.paths.heartbeat(rank.rank))
+        if beat is not None and beat.last_words:
+            moment = _moment(beat.phase.word, beat.epoch, beat.step)
+            sentence = f"{run.name}: rank {rank.rank} failed {moment}: {beat.last_words}"
+            return Failure(sentence=sentence, traceback="")
+    return None
 
 
 def _silent_ranks(run: Run) -> str:

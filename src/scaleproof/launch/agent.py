@@ -46,18 +46,30 @@ def main(folder: str) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "scaleproof.launch.worker", folder)
     except ChildFailedError as failed:
-        for rank, failure in failed.failures.items():
-            _write_missing_outcome(paths, rank, failure)
+        _write_missing_outcomes(paths, failed.failures)
         return 1
     except SignalException as stopped:
         return 128 + stopped.sigval
     return 0
 
 
-def _write_missing_outcome(paths: RunPaths, rank: int, failure: ProcessFailure) -> None:
-    """A rank that was killed left no outcome itself: say how it ended, and its last lines."""
-    if paths.outcome(rank).exists():
-        return
+def _write_missing_outcomes(paths: RunPaths, failures: dict[int, ProcessFailure]) -> None:
+    """Speak for the ranks that could not: those that were killed.
+
+    A rank that ended with SIGTERM while others failed was ended by this agent, because of them.
+    """
+    is_ended_here = {
+        rank: failure.exitcode == -signal.SIGTERM for rank, failure in failures.items()
+    }
+    for rank, failure in failures.items():
+        if not paths.outcome(rank).exists() and (
+            not is_ended_here[rank] or all(is_ended_here.values())
+        ):
+            _write_outcome(paths, rank, failure)
+
+
+def _write_outcome(paths: RunPaths, rank: int, failure: ProcessFailure) -> None:
+    """Say how a rank ended, and its last lines."""
     beat = read_heartbeat(paths.heartbeat(rank))
     code = failure.exitcode
     how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
