@@ -2,14 +2,14 @@
 
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec
 
-import click
 import typer
 
-from scaleproof.errors import EvidenceError, RunError, UsageError
+from scaleproof.errors import EvidenceError, RunError, ScaleproofError, UsageError
 
 if TYPE_CHECKING:
     from scaleproof.evidence.study import Study
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 Thresholds = dict[tuple[str, str], float]
 """Thresholds by check and field, as given on the command line."""
 
-EXIT_USAGE, EXIT_RUN_FAILED, EXIT_EVIDENCE, EXIT_BUG, EXIT_INTERRUPTED = 2, 4, 5, 70, 130
+EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
+EXIT_CODES = {UsageError: EXIT_USAGE, RunError: 4, EvidenceError: 5}
 
 Format = Literal["terminal", "html", "json", "markdown", "junit"]
 
@@ -34,6 +35,46 @@ app = typer.Typer(
     epilog="Exit codes: 0 adopt, 1 reject, 2 wrong usage, 3 undecided, 4 a run failed, "
     "5 the evidence can't be read, 70 a bug of ours, 130 interrupted.",
 )
+
+P = ParamSpec("P")
+
+
+def _command(function: Callable[P, int]) -> Callable[P, int]:
+    """Make a command of a function that returns its exit code; errors become codes too."""
+
+    @wraps(function)
+    def with_exit_code(*args: P.args, **kwargs: P.kwargs) -> int:
+        raise typer.Exit(_exit_code_of(function, *args, **kwargs))
+
+    app.command()(with_exit_code)
+    return function
+
+
+def _exit_code_of(function: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> int:
+    try:
+        return function(*args, **kwargs)
+    except ScaleproofError as error:
+        _say(str(error))
+        return EXIT_CODES[type(error)]
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "pooch"):
+            raise
+        _say(
+            f"this command trains, which needs {error.name}: pip install 'scaleproof[torch]'. "
+            "judge, report and explain work without."
+        )
+        return EXIT_USAGE
+    except Exception:  # noqa: BLE001 - the last resort: a bug is reported as one
+        traceback.print_exc()
+        _say("this is a bug of ours. Please report it with the lines above.")
+        return EXIT_BUG
+
+
+def _say(message: str) -> None:
+    typer.echo(f"scaleproof: {message}", err=True)
+
 
 Target = Annotated[
     str, typer.Argument(help="digits, cifar10, fraud, or your own path/to/file.py:function")
@@ -77,7 +118,7 @@ WarmupEpochs = Annotated[
 Timeout = Annotated[float, typer.Option(help="Seconds after which a stuck collective is an error")]
 
 
-@app.command()
+@_command
 def compare(
     target: Target,
     devices: Annotated[str, typer.Option(help="2, or 1,2: one device against that many")] = "2",
@@ -120,7 +161,7 @@ def compare(
     return exit_code(_run_and_judge(options, out, profile, overrides))
 
 
-@app.command()
+@_command
 def train(
     target: Target,
     strategy: StrategyName = "single",
@@ -159,7 +200,7 @@ def train(
     return 1 if verdict.decision is Decision.REJECT else 0
 
 
-@app.command()
+@_command
 def judge(
     study: StudyFolder,
     profile: ProfileFile = None,
@@ -176,7 +217,7 @@ def judge(
     return exit_code(verdict)
 
 
-@app.command()
+@_command
 def report(
     study: StudyFolder,
     format: Annotated[Format, typer.Option(help="Which format")] = "terminal",  # noqa: A002
@@ -207,7 +248,7 @@ def report(
     return 0
 
 
-@app.command()
+@_command
 def explain(
     name: Annotated[str | None, typer.Argument(help="Name of a check; none lists them")] = None,
 ) -> int:
@@ -326,44 +367,9 @@ def _overrides(
     return thresholds
 
 
-def _say(message: str) -> None:
-    typer.echo(f"scaleproof: {message}", err=True)
-
-
 def main() -> None:
     """Run the command line and exit with the documented code."""
-    sys.exit(_run(sys.argv[1:]))
-
-
-def _run(arguments: list[str]) -> int:
-    try:
-        return int(app(args=arguments, standalone_mode=False) or 0)
-    except click.ClickException as error:
-        error.show()
-        return EXIT_USAGE
-    except UsageError as error:
-        _say(str(error))
-        return EXIT_USAGE
-    except RunError as error:
-        _say(str(error))
-        return EXIT_RUN_FAILED
-    except EvidenceError as error:
-        _say(str(error))
-        return EXIT_EVIDENCE
-    except (KeyboardInterrupt, click.Abort):
-        return EXIT_INTERRUPTED
-    except ModuleNotFoundError as error:
-        if error.name not in ("torch", "pooch"):
-            raise
-        _say(
-            f"this command trains, which needs {error.name}: pip install 'scaleproof[torch]'. "
-            "judge, report and explain work without."
-        )
-        return EXIT_USAGE
-    except Exception:  # noqa: BLE001 - the last resort: a bug is reported as one
-        traceback.print_exc()
-        _say("this is a bug of ours. Please report it with the lines above.")
-        return EXIT_BUG
+    app()
 
 
 if __name__ == "__main__":

@@ -48,9 +48,9 @@ def describe_failure(run: Run) -> Failure | None:
     moment = _moment(outcome.phase, outcome.epoch, outcome.step)
     if outcome.is_lost_peer and (others := _silent_ranks(run)):
         sentence = (
-            f"{run.name}: rank {rank} waited in vain in a collective for another rank {moment}. {others} "
-            "Usual causes: a branch that only some ranks take, a rank that is much slower "
-            "(raise --timeout), or one that hangs in data loading."
+            f"{run.name}: rank {rank} waited in vain in a collective for another rank {moment}. "
+            f"{others} Usual causes: a branch that only some ranks take, a rank that is much "
+            "slower (raise --timeout), or one that hangs in data loading."
         )
         return Failure(sentence=sentence, traceback="")
     text = f"{outcome.message}\n{outcome.traceback}"

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -32,7 +33,13 @@ def find_recipe(target: str) -> Recipe:
         module = _import_file(path)
     function = getattr(module, function_name, None)
     if not callable(function):
-        functions = sorted(name for name, value in vars(module).items() if callable(value))
+        functions = sorted(
+            name
+            for name, value in vars(module).items()
+            if inspect.isfunction(value)
+            and value.__module__ == module.__name__
+            and not name.startswith("_")
+        )
         raise UsageError(
             f"{path} has no function {function_name!r}; it has {', '.join(functions) or 'none'}. "
             f"Name the function that returns the Recipe, after the colon."
