@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from scaleproof.launch.environment import ALLOCATOR_TUNABLES
+
 _SCRIPTS = Path(__file__).with_name("comparators")
 
 
@@ -113,20 +115,14 @@ def _command(contender: Contender, stretch: Stretch, *, rank: int, core: int) ->
     ]
 
 
-_KEEP_FREED_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-}
-"""By default glibc gives large freed blocks back to the kernel. This training then takes 13,000
-page faults a step, more than a third of its time; whoever tunes a loop for a CPU finds that."""
-
-
 def _environment(contender: Contender, *, rank: int, num_ranks: int, port: int) -> dict[str, str]:
     """One intra-op thread, and what torch, Lightning and Accelerate read to find their rank."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    # The tutorial is run as it comes, and Scaleproof has to see to its own ranks.
+    # By default glibc gives large freed blocks back to the kernel, and a third of a step is page
+    # faults. Whoever tunes a loop for a CPU finds that, so all but the tutorial, which is run as it
+    # comes, get the settings that Scaleproof gives its own ranks.
     if contender.loop not in ("tutorial", "scaleproof"):
-        environment |= _KEEP_FREED_MEMORY
+        environment["GLIBC_TUNABLES"] = ALLOCATOR_TUNABLES
     if num_ranks > 1:
         environment |= {
             "RANK": str(rank),
