@@ -46,7 +46,9 @@ def main() -> None:
         os.environ |= {"GLIBC_TUNABLES": tunables, "OMP_NUM_THREADS": "1"}
         with tempfile.TemporaryDirectory() as folder:
             times_file = Path(folder) / "times.json"
-            mp.spawn(_rank, (_free_port(), rounds, times_file), nprocs=2)
+            mp.spawn(  # pyright: ignore[reportPrivateImportUsage]
+                _rank, (_free_port(), rounds, times_file), nprocs=2
+            )
             times_s: dict[str, list[float]] = json.loads(times_file.read_text())
         alone = statistics.median(times_s["no exchange"])
         lines.append(f"\nfreed memory is {memory}")

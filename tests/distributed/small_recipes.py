@@ -77,7 +77,7 @@ def without_batch_norm_double_batch() -> Recipe:
 
 
 def wide() -> Recipe:
-    """Over 1 MiB of gradients: they are averaged through shared memory."""
+    """Several blocks of gradients for the average through shared memory."""
     width = 20_000
     return dataclasses.replace(
         without_batch_norm(),
@@ -115,9 +115,9 @@ def counts_buffers() -> Recipe:
 class _Hooked(nn.Module):
     """A model that does something else on rank 1 in one training forward."""
 
-    def __init__(self, act, inner: nn.Module | None = None, at_call: int = 3) -> None:
+    def __init__(self, act, at_call: int = 3) -> None:
         super().__init__()
-        self.inner = inner or _build_model()
+        self.inner = _build_model()
         self._act, self._at_call, self._calls = act, at_call, 0
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -227,10 +227,4 @@ def prints_a_lot() -> Recipe:
 def different_models() -> Recipe:
     return dataclasses.replace(
         sound(), build_model=lambda: nn.Linear(NUM_FEATURES, 2, bias=_rank() == 0)
-    )
-
-
-def wide_stuck_on_rank_1() -> Recipe:
-    return dataclasses.replace(
-        wide(), build_model=lambda: _Hooked(lambda: time.sleep(3600), wide().build_model())
     )

@@ -101,7 +101,7 @@ def test_two_devices_take_the_steps_of_one_device_with_twice_the_batch(
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-def test_three_ranks_average_wide_gradients_through_shared_memory(tmp_path: Path):
+def test_three_ranks_average_large_gradients_through_shared_memory(tmp_path: Path):
     arms = {
         "wide": {"num_devices": 3},
         "wide_triple_batch": {"num_devices": 1, "strategy": "single"},

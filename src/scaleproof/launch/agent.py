@@ -24,6 +24,9 @@ from scaleproof.launch.request import RunRequest
 SHUTDOWN_TIMEOUT_S = 2
 """How long ranks may take to end by themselves before they are killed."""
 
+MONITOR_INTERVAL_S = 0.3
+"""How often the agent looks at its ranks: looking takes processor time that they would use."""
+
 LAST_LINES = 40
 
 
@@ -40,6 +43,7 @@ def main(folder: str) -> int:
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
+        monitor_interval=MONITOR_INTERVAL_S,
         shutdown_timeout=SHUTDOWN_TIMEOUT_S,
         logs_specs=DefaultLogsSpecs(log_dir=str(paths.logs), redirects=Std.ALL),
     )

@@ -12,7 +12,7 @@ from scaleproof.evidence.study import Run
 from scaleproof.launch.conduct import Watcher
 from scaleproof.launch.request import RunRequest
 
-REFRESHES_PER_SECOND = 2
+REFRESHES_PER_SECOND = 1
 """Few: drawing takes processor time that the ranks would use."""
 
 

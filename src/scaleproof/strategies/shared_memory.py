@@ -25,9 +25,6 @@ from torch.futures import Future
 BLOCK_SIZE = 1 << 16
 """Numbers averaged at a time: 256 KiB of fp32, so that two of them fit a core's cache."""
 
-MIN_BUCKET_BYTES = 1 << 20
-"""Smaller buckets go through gloo."""
-
 SHARED_MEMORY_FOLDER = Path("/dev/shm")
 
 
@@ -72,10 +69,7 @@ class SharedMemoryAverage:
     ) -> Future[Tensor]:
         """Average one bucket over all ranks, in place."""
         buffer = bucket.buffer()
-        if buffer.nbytes < MIN_BUCKET_BYTES:
-            dist.all_reduce(buffer.div_(dist.get_world_size()))
-        else:
-            self._average_shared(self._shared(bucket.index(), buffer))
+        self._average(self._shared(bucket.index(), buffer))
         future: Future[Tensor] = Future()
         future.set_result(buffer)
         return future
@@ -83,7 +77,7 @@ class SharedMemoryAverage:
     def close(self) -> None:
         self._meeting.close()
 
-    def _average_shared(self, bucket: _SharedBucket) -> None:
+    def _average(self, bucket: _SharedBucket) -> None:
         num_ranks, rank = dist.get_world_size(), dist.get_rank()
         size = len(bucket.of_ranks[0])
         start, stop = rank * size // num_ranks, (rank + 1) * size // num_ranks
