@@ -1,5 +1,6 @@
 """What the documents show is true: examples run, links lead somewhere."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -37,3 +38,14 @@ def test_local_links_lead_somewhere(document: Path):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
         if "://" not in target:
             assert (document.parent / target).exists(), f"{document}: {target}"
+
+
+def test_the_page_of_checks_is_what_explain_prints():
+    """When it is not: python docs/generate_checks.py."""
+    spec = importlib.util.spec_from_file_location(
+        "generate_checks", REPOSITORY / "docs" / "generate_checks.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text() == module.generate()
