@@ -120,7 +120,7 @@ def build_study(
             target="fake",
             arms=tuple(arm for arm, _ in sides),
             seeds=seeds,
-            num_epochs=candidate.num_epochs,
+            num_epochs=candidate.manifest.get("num_epochs", candidate.num_epochs),
             device_kind="cpu",
             share_device=share_device,
             profile=profile or {},

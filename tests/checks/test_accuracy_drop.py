@@ -62,13 +62,13 @@ def test_as_accurate_passes(tmp_path: Path) -> None:
     assert judgement.sentence.startswith(
         "Accuracy with 2 devices is 90.00 %, with one 90.00 %: +0.00 points (90 % interval "
     )
-    assert judgement.sentence.endswith("over 4 seeds; allowed -5.00).")
+    assert judgement.sentence.endswith("over 4 seeds; allowed −5.00).")
 
 
 def test_less_accurate_fails(tmp_path: Path) -> None:
     judgement = judge(AccuracyDrop(), tmp_path, candidate(0.3), num_seeds=3)
     assert judgement.outcome is Outcome.FAIL
-    assert "2 devices is 70.00 %, with one 90.00 %: -20.00 points" in judgement.sentence
+    assert "2 devices is 70.00 %, with one 90.00 %: −20.00 points" in judgement.sentence
     assert "train one device at the global batch" in judgement.remedy
     assert judgement.p_value is not None and judgement.p_value < 0.01
 

@@ -16,7 +16,7 @@ def test_efficient_devices_pass(tmp_path: Path) -> None:
     judgement = LowEfficiency().judge(LowEfficiency().measure(study))
     assert judgement.outcome is Outcome.PASS
     assert judgement.sentence.startswith("2 devices work at 90.8 % efficiency (95 % interval")
-    assert judgement.sentence.endswith("1.82x, wanted at least 70 %).")
+    assert judgement.sentence.endswith("1.82×, wanted at least 70 %).")
 
 
 def test_wasted_devices_fail(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_two_devices_that_are_faster_pass(tmp_path: Path) -> None:
     judgement = check.judge(check.measure(study))
     assert judgement.outcome is Outcome.PASS
     assert judgement.sentence.startswith("2 devices take 45.0 % less time per epoch than one (95 %")
-    assert judgement.sentence.endswith("over 3 seeds; 1.82x, wanted at least 1.67x).")
+    assert judgement.sentence.endswith("over 3 seeds; 1.82×, wanted at least 1.67×).")
 
 
 def test_two_devices_that_are_slower_fail(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_two_devices_that_are_slower_fail(tmp_path: Path) -> None:
     judgement = NoSpeedUp().judge(NoSpeedUp().measure(study))
     assert judgement.outcome is Outcome.FAIL
     assert "2 devices take 25.1 % more time per epoch than one" in judgement.sentence
-    assert "wanted more than 1x" in judgement.sentence
+    assert "wanted more than 1×" in judgement.sentence
     assert judgement.remedy.startswith("A step takes 20")
     assert judgement.p_value is not None and judgement.p_value < 0.001
 
@@ -66,7 +66,7 @@ def test_too_few_seeds_are_undecided_and_say_how_many_would_do() -> None:
 def test_a_single_pair_of_epochs_is_undecided() -> None:
     judgement = NoSpeedUp().judge(measured(np.array([[2.0]]), np.ones((1, 1))))
     assert judgement.outcome is Outcome.UNDECIDED
-    assert "-inf to 100.0 %" in judgement.sentence
+    assert "unbounded to 100.0 %" in judgement.sentence
     assert judgement.remedy.startswith("About 2 more epochs")
 
 

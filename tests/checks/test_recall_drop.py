@@ -96,14 +96,14 @@ def test_as_good_in_every_class_passes(tmp_path: Path) -> None:
     judgement = judge(tmp_path, missing((0.1, 0.1, 0.09), stream=1), num_seeds=6)
     assert judgement.outcome is Outcome.PASS
     assert "(100 samples) with 2 devices is 9" in judgement.sentence
-    assert judgement.sentence.endswith("over 6 seeds; allowed -5.0).")
+    assert judgement.sentence.endswith("over 6 seeds; allowed −5.0).")
 
 
 def test_a_lost_class_fails_by_name(tmp_path: Path) -> None:
     judgement = judge(tmp_path, missing((0.1, 0.6, 0.1), stream=1))
     assert judgement.outcome is Outcome.FAIL
     assert judgement.sentence.startswith(
-        "Recall of dog (100 samples) with 2 devices is 40.0 %, with one 90.0 %: -50.0 points"
+        "Recall of dog (100 samples) with 2 devices is 40.0 %, with one 90.0 %: −50.0 points"
     )
     assert "Also" not in judgement.sentence
     assert "samples of dog" in judgement.remedy
@@ -150,7 +150,7 @@ def test_a_class_without_samples_is_listed_not_judged(tmp_path: Path) -> None:
 
 
 def test_a_class_without_a_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EvidenceError, match="has class 2, expected 0 to 1"):
+    with pytest.raises(EvidenceError, match="has the target 2, expected 0 to 1"):
         judge(tmp_path, missing((0.1, 0.1, 0.1)), class_names=("cat", "dog"))
 
 

@@ -15,9 +15,8 @@ from scaleproof.checks.paired_quality import (
     judge_single_seed,
     more_seeds,
     paired_evidence,
-    signed,
 )
-from scaleproof.checks.wording import percent
+from scaleproof.checks.wording import percent, signed
 from scaleproof.evidence.study import Study
 from scaleproof.stats.noninferiority import measure_noninferiority, paired_item_standard_error
 from scaleproof.stats.paired import pair_final_evaluations

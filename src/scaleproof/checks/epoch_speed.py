@@ -8,7 +8,12 @@ import numpy as np
 from scaleproof.checks.check import Judgement, Outcome
 from scaleproof.checks.wording import counted
 from scaleproof.evidence.study import Run, Study
-from scaleproof.stats.speed import SpeedUp, measure_speed_up, repetitions_to_decide_speed
+from scaleproof.stats.speed import (
+    NUM_WARM_UP_EPOCHS,
+    SpeedUp,
+    measure_speed_up,
+    repetitions_to_decide_speed,
+)
 
 
 @final
@@ -38,7 +43,8 @@ def measure_epoch_speed(study: Study, *, confidence: float) -> EpochSpeed:
     pairs = [
         pair
         for pair in study.pairs
-        if min(len(pair.baseline.epoch_times_s), len(pair.candidate.epoch_times_s)) > 1
+        if min(len(pair.baseline.epoch_times_s), len(pair.candidate.epoch_times_s))
+        > NUM_WARM_UP_EPOCHS
     ]
     num_devices, num_baseline_devices = study.candidate.num_devices, study.baseline.num_devices
     speed = None
@@ -67,6 +73,14 @@ def judge_missing_speed() -> Judgement:
         ),
         remedy="Train both arms for at least two epochs; better five.",
     )
+
+
+def interval_words(low: float, high: float) -> str:
+    """Bounds in per cent: ``37.9 to 42.4 %``; one that is not finite is "unbounded"."""
+    ends = [
+        f"{end:.1f}".replace("-", "−") if np.isfinite(end) else "unbounded" for end in (low, high)
+    ]
+    return f"{ends[0]} to {ends[1]}{' %' if np.isfinite(high) else ''}"
 
 
 def spread_words(speed: SpeedUp) -> str:
@@ -114,10 +128,13 @@ def speed_remedy(measurement: EpochSpeed) -> str:
 
 
 def _step_time_s(runs: list[Run]) -> float | None:
+    first = NUM_WARM_UP_EPOCHS
     times = [
         time_s / epoch.num_steps
         for run in runs
-        for time_s, epoch in zip(run.epoch_times_s[1:], run.ranks[0].epochs[1:], strict=False)
+        for time_s, epoch in zip(
+            run.epoch_times_s[first:], run.ranks[0].epochs[first:], strict=False
+        )
         if epoch.num_steps > 0
     ]
     return float(np.median(times)) if times else None

@@ -8,7 +8,6 @@ import msgspec
 import numpy as np
 
 from scaleproof.checks.check import Need
-from scaleproof.errors import EvidenceError
 from scaleproof.evidence.study import Run
 
 CLASSES = Need(
@@ -48,34 +47,24 @@ class FinalScores(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def final_scores(runs: Iterable[Run]) -> tuple[FinalScores, ...]:
-    """One entry per run that was evaluated after at least one epoch of training.
-
-    Raises ``EvidenceError`` when a target is not one of the manifest's classes.
-    """
+    """One entry per run that has a final evaluation."""
     return tuple(scores for run in runs if (scores := _scores_of(run)) is not None)
 
 
 def _scores_of(run: Run) -> FinalScores | None:
     assert run.manifest is not None  # the run is usable
-    epochs_done = max(run.evaluated_epochs, default=0)
     table = run.final_evaluation
-    if epochs_done == 0 or len(table) == 0:
+    if len(table) == 0:
         return None
     # A sample that was scored twice counts once; that it was is for sample-coverage to say.
     _, first = np.unique(table["sample_id"], return_index=True)
     targets, predictions = table["target"][first], table["prediction"][first]
     num_classes = len(run.manifest.class_names)
-    if targets.min() < 0 or targets.max() >= num_classes:
-        raise EvidenceError(
-            f"{run.paths.root} has evaluation targets from {targets.min()} to {targets.max()}, "
-            f"expected 0 to {num_classes - 1}: the manifest names {num_classes} classes. "
-            "Restore the folder from where the study was made."
-        )
     right = targets[predictions == targets]
     return FinalScores(
         run=run.name,
         seed=run.seed,
-        epochs_done=epochs_done,
+        epochs_done=run.final_epochs_done,
         num_by_class=_counts(targets, num_classes),
         num_right_by_class=_counts(right, num_classes),
     )

@@ -17,8 +17,8 @@ from scaleproof.checks.paired_quality import (
     more_seeds,
     name_seeds,
     paired_evidence,
-    signed,
 )
+from scaleproof.checks.wording import signed
 from scaleproof.evidence.study import Study
 from scaleproof.stats.noninferiority import measure_noninferiority, paired_item_standard_error
 from scaleproof.stats.paired import PairedEvaluations, align_with, pair_final_evaluations

@@ -6,14 +6,15 @@ from typing import ClassVar, final
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
 from scaleproof.checks.epoch_speed import (
     EpochSpeed,
+    interval_words,
     judge_missing_speed,
     measure_epoch_speed,
     more_repetitions,
     speed_remedy,
     spread_words,
 )
-from scaleproof.checks.needs import BASELINE, OWN_DEVICES, PAIRED_RUN, TWO_EPOCHS
-from scaleproof.checks.wording import percent, short_percent
+from scaleproof.checks.needs import ALL_EPOCHS, BASELINE, OWN_DEVICES, PAIRED_RUN, TWO_EPOCHS
+from scaleproof.checks.wording import percent, short_percent, times
 from scaleproof.errors import UsageError
 from scaleproof.evidence.study import Study
 from scaleproof.stats.speed import p_value_at_least
@@ -52,7 +53,13 @@ class LowEfficiency(AbstractCheck[EpochSpeed]):
     name: ClassVar[str] = "low-efficiency"
     question: ClassVar[Question] = Question.FASTER
     family: ClassVar[Family] = Family.SPEED
-    needs: ClassVar[tuple[Need, ...]] = (BASELINE, OWN_DEVICES, PAIRED_RUN, TWO_EPOCHS)
+    needs: ClassVar[tuple[Need, ...]] = (
+        BASELINE,
+        OWN_DEVICES,
+        PAIRED_RUN,
+        TWO_EPOCHS,
+        ALL_EPOCHS,
+    )
 
     min_efficiency: float = 0.7
     confidence: float = 0.95
@@ -72,8 +79,9 @@ class LowEfficiency(AbstractCheck[EpochSpeed]):
             return judge_missing_speed()
         sentence = (
             f"{measurement.devices} work at {percent(speed.efficiency)} efficiency "
-            f"({100 * speed.confidence:.3g} % interval {100 * speed.efficiency_low:.1f} to "
-            f"{percent(speed.efficiency_high)}, {spread_words(speed)}; {speed.speed_up:.2f}x, "
+            f"({100 * speed.confidence:.3g} % interval "
+            f"{interval_words(100 * speed.efficiency_low, 100 * speed.efficiency_high)}, "
+            f"{spread_words(speed)}; {times(speed.speed_up)}, "
             f"wanted at least {short_percent(self.min_efficiency)})."
         )
         if speed.efficiency_low >= self.min_efficiency:

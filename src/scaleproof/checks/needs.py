@@ -11,6 +11,26 @@ def _every_candidate_rank(study: Study, holds: Callable[[Rank], bool]) -> bool:
     return bool(runs) and all(holds(rank) for run in runs for rank in run.ranks)
 
 
+def _has_all_epochs(study: Study) -> bool:
+    """Of both arms: a run that did all its epochs, as its ranks say, has a record of each."""
+    return all(
+        len(rank.epochs) == study.request.num_epochs
+        for run in study.usable_runs.values()
+        if run.status == "complete"
+        for rank in run.ranks
+    )
+
+
+def _has_last_states(study: Study) -> bool:
+    """A complete run of the candidate has, on every rank, the state that training ended with."""
+    return all(
+        any(state.epochs_done == study.request.num_epochs for state in rank.states)
+        for run in study.runs_of(study.candidate)
+        if run.status == "complete"
+        for rank in run.ranks
+    )
+
+
 def _num_ranks(run: Run) -> int:
     return run.manifest.num_ranks if run.manifest is not None else 0
 
@@ -45,6 +65,11 @@ TWO_EPOCHS = Need(
     kind="evidence",
     is_met=lambda study: _every_candidate_rank(study, lambda rank: len(rank.epochs) >= 2),
 )
+ALL_EPOCHS = Need(
+    text="an epoch record of every rank for every epoch, in both arms",
+    kind="evidence",
+    is_met=_has_all_epochs,
+)
 EPOCHS = Need(
     text="epoch records of every rank",
     kind="evidence",
@@ -56,12 +81,17 @@ SAMPLES = Need(
     is_met=lambda study: _every_candidate_rank(study, lambda rank: bool(rank.samples)),
 )
 STATES = Need(
-    text="state records of every rank",
+    text="state records of every rank, up to the end of training",
     kind="evidence",
-    is_met=lambda study: _every_candidate_rank(study, lambda rank: bool(rank.states)),
+    is_met=lambda study: (
+        _every_candidate_rank(study, lambda rank: bool(rank.states)) and _has_last_states(study)
+    ),
 )
 EVALUATIONS = Need(
-    text="evaluation records of the candidate's ranks",
+    text="evaluation records of the candidate's ranks at the end of training",
     kind="evidence",
-    is_met=lambda study: all(run.evaluated_epochs for run in study.runs_of(study.candidate)),
+    is_met=lambda study: all(
+        run.final_epochs_done > 0 if run.status == "complete" else bool(run.evaluated_epochs)
+        for run in study.runs_of(study.candidate)
+    ),
 )

@@ -6,13 +6,15 @@ from typing import ClassVar, final
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
 from scaleproof.checks.epoch_speed import (
     EpochSpeed,
+    interval_words,
     judge_missing_speed,
     measure_epoch_speed,
     more_repetitions,
     speed_remedy,
     spread_words,
 )
-from scaleproof.checks.needs import BASELINE, OWN_DEVICES, PAIRED_RUN, TWO_EPOCHS
+from scaleproof.checks.needs import ALL_EPOCHS, BASELINE, OWN_DEVICES, PAIRED_RUN, TWO_EPOCHS
+from scaleproof.checks.wording import times
 from scaleproof.errors import UsageError
 from scaleproof.evidence.study import Study
 from scaleproof.stats.speed import SpeedUp, p_value_at_least
@@ -58,7 +60,13 @@ class NoSpeedUp(AbstractCheck[EpochSpeed]):
     name: ClassVar[str] = "no-speed-up"
     question: ClassVar[Question] = Question.FASTER
     family: ClassVar[Family] = Family.SPEED
-    needs: ClassVar[tuple[Need, ...]] = (BASELINE, OWN_DEVICES, PAIRED_RUN, TWO_EPOCHS)
+    needs: ClassVar[tuple[Need, ...]] = (
+        BASELINE,
+        OWN_DEVICES,
+        PAIRED_RUN,
+        TWO_EPOCHS,
+        ALL_EPOCHS,
+    )
 
     min_speed_up: float = 1.0
     confidence: float = 0.95
@@ -101,12 +109,12 @@ class NoSpeedUp(AbstractCheck[EpochSpeed]):
             change = f"{-100 * speed.time_reduction:.1f} % more time"
             low, high = -high, -low
         wanted = (
-            "wanted more than 1x"
+            "wanted more than 1×"
             if self.min_speed_up == 1
-            else f"wanted at least {self.min_speed_up:.2f}x"
+            else f"wanted at least {times(self.min_speed_up)}"
         )
         return (
             f"{measurement.devices} take {change} per epoch than {measurement.baseline_devices} "
-            f"({100 * speed.confidence:.3g} % interval {low:.1f} to {high:.1f} %, "
-            f"{spread_words(speed)}; {speed.speed_up:.2f}x, {wanted})."
+            f"({100 * speed.confidence:.3g} % interval {interval_words(low, high)}, "
+            f"{spread_words(speed)}; {times(speed.speed_up)}, {wanted})."
         )

@@ -23,8 +23,8 @@ DIVERGED_REMEDY = (
 class PairedEvidence(msgspec.Struct, frozen=True, kw_only=True):
     """Which seeds both arms evaluated at the same point, and on how many samples.
 
-    ``diverged_seeds``: the candidate diverged before its last evaluation. ``left_out_seeds``:
-    the baseline has no evaluation to compare with. ``num_unmatched``: samples that some of the
+    ``diverged_seeds``: the candidate diverged before its last evaluation. ``left_out_seeds``: the
+    arms have no evaluation after the same last epoch. ``num_unmatched``: samples that some of the
     runs did not score.
     """
 
@@ -78,7 +78,7 @@ def judge_comparability(evidence: PairedEvidence, *, what: str) -> Judgement | N
             ),
             remedy=DIVERGED_REMEDY,
         )
-    if not evidence.seeds:
+    if evidence.left_out_seeds:
         return Judgement(
             outcome=Outcome.UNDECIDED,
             sentence=(
@@ -133,8 +133,3 @@ def more_seeds(seeds_to_decide: int | None, evidence: PairedEvidence) -> str:
 def name_seeds(seeds: Sequence[int]) -> str:
     """The seeds in words: "seed 3", "seeds 0, 1 and 2"."""
     return f"{'seed' if len(seeds) == 1 else 'seeds'} {listed(seeds)}"
-
-
-def signed(value: float, digits: int) -> str:
-    """``value`` with its sign; what rounds to zero is ``+0.0``, never ``-0.0``."""
-    return f"{round(value, digits) + 0.0:+.{digits}f}"

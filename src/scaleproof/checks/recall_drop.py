@@ -16,10 +16,8 @@ from scaleproof.checks.paired_quality import (
     judge_single_seed,
     more_seeds,
     paired_evidence,
-    signed,
 )
-from scaleproof.checks.wording import listed, percent
-from scaleproof.errors import EvidenceError
+from scaleproof.checks.wording import listed, percent, signed
 from scaleproof.evidence.study import Study
 from scaleproof.stats.noninferiority import (
     NonInferiority,
@@ -120,7 +118,6 @@ class RecallDrop(AbstractCheck[RecallDifference]):
             return RecallDifference(evidence=evidence, classes=(), absent=())
         class_names = _class_names(study)
         targets = samples.baseline["target"][0]
-        _check_targets(targets, class_names)
         baseline = samples.baseline["prediction"] == targets
         candidate = samples.candidate["prediction"] == targets
         return RecallDifference(
@@ -241,12 +238,3 @@ def _class_names(study: Study) -> tuple[str, ...]:
     manifest = study.pairs[0].baseline.manifest
     assert manifest is not None  # the run is usable
     return manifest.class_names
-
-
-def _check_targets(targets: NDArray[np.int32], class_names: tuple[str, ...]) -> None:
-    wrong = targets[(targets < 0) | (targets >= len(class_names))]
-    if len(wrong):
-        raise EvidenceError(
-            f"an evaluation sample has class {wrong[0]}, expected 0 to {len(class_names) - 1}: the "
-            f"manifest names {len(class_names)} classes. Name every class in the recipe."
-        )

@@ -14,7 +14,7 @@ from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outc
 from scaleproof.checks.needs import CANDIDATE_RUN, STATES, TWO_RANKS
 from scaleproof.checks.wording import counted, listed
 from scaleproof.errors import EvidenceError
-from scaleproof.evidence.records import SKETCH_SIZE, StateRecord, TensorKind, TensorState
+from scaleproof.evidence.records import StateRecord, TensorKind, TensorState
 from scaleproof.evidence.study import Rank, Run, Study
 
 TensorKey = tuple[TensorKind, str]
@@ -220,14 +220,7 @@ class _RankState:
 
     @cached_property
     def sketches(self) -> NDArray[np.float64]:
-        sketches = self.rank.sketches(self.record)
-        if sketches.shape != (len(self.record.tensors), SKETCH_SIZE):
-            raise EvidenceError(
-                f"{self.rank.folder / self.record.sketches.file} has the shape {sketches.shape}, "
-                f"expected {(len(self.record.tensors), SKETCH_SIZE)}: a sketch for each tensor. "
-                "Restore the folder from where the study was made."
-            )
-        return sketches
+        return self.rank.sketches(self.record)
 
     def tensor(self, key: TensorKey) -> TensorState | None:
         index = self.index_by_key.get(key)
@@ -311,6 +304,8 @@ def _drift(run: str, key: TensorKey, reference: _RankState, state: _RankState) -
         gap = float(np.linalg.norm(state.sketches[rows[0]] - reference.sketches[rows[1]]))
         scale = max(mine.norm, usual.norm)
         distance = gap / scale if scale > 0 else 0.0
+        if not np.isfinite(distance):
+            distance, difference = None, f"has no finite distance from {other}"
     return Drift(
         run=run,
         epochs_done=state.record.epochs_done,

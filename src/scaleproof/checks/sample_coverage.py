@@ -276,12 +276,12 @@ def _ranks_fed(seen_by: dict[int, BitMap], ids: BitMap) -> list[int]:
 
 def _evaluation_faults(run: Run) -> Iterator[Miscovered]:
     assert run.manifest is not None  # the run is usable
-    if not run.evaluated_epochs:
+    if run.final_epochs_done == 0:
         return
     ids, counts = np.unique(run.final_evaluation["sample_id"], return_counts=True)
     num_samples = run.manifest.num_evaluation_samples
     never = np.setdiff1d(np.arange(num_samples), ids)
-    epoch = max(0, run.evaluated_epochs[-1] - 1)
+    epoch = run.final_epochs_done - 1
     for fault, wrong in (
         (CoverageFault.SCORED_TWICE, ids[counts > 1]),
         (CoverageFault.NEVER_SCORED, never),

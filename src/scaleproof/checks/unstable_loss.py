@@ -10,7 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
-from scaleproof.checks.needs import CANDIDATE_RUN, EPOCHS
+from scaleproof.checks.needs import ALL_EPOCHS, CANDIDATE_RUN, EPOCHS
 from scaleproof.checks.wording import counted, short_percent
 from scaleproof.evidence.study import Run, Study
 from scaleproof.stats.shares import chance_of_at_least, chance_of_larger_share
@@ -111,7 +111,7 @@ class UnstableLoss(AbstractCheck[UnstableLossMeasurement]):
     name: ClassVar[str] = "unstable-loss"
     question: ClassVar[Question] = Question.AS_GOOD
     family: ClassVar[Family] = Family.QUALITY
-    needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, EPOCHS)
+    needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, EPOCHS, ALL_EPOCHS)
 
     max_spike_share: float = 0.01
     max_rise: float = 0.1

@@ -13,6 +13,16 @@ def short_percent(share: float) -> str:
     return f"{100 * share:.1f}".removesuffix(".0") + " %"
 
 
+def signed(value: float, digits: int) -> str:
+    """``value`` with its sign; what rounds to zero is ``+0.0``, never a negative zero."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
+
+
+def times(factor: float) -> str:
+    """``1.847`` as ``1.85×``."""
+    return f"{factor:.2f}×"
+
+
 def counted(number: int, noun: str) -> str:
     """``1 sample``, ``1,200 samples``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

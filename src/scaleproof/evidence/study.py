@@ -12,10 +12,20 @@ from numpy.typing import NDArray
 from pyroaring import BitMap
 
 from scaleproof.errors import EvidenceError
+from scaleproof.evidence.consistency import (
+    COMPARABLE_KEYS,
+    SAME_ARM_KEYS,
+    refuse_incomparable,
+    refuse_odd_records,
+    refuse_other_classes,
+    refuse_other_manifest,
+    with_shape,
+)
 from scaleproof.evidence.paths import RunPaths, StudyPaths
 from scaleproof.evidence.reader import read_array, read_bitmap, read_json, read_records
 from scaleproof.evidence.records import (
     EVALUATION_TABLE,
+    SKETCH_SIZE,
     STEP_TABLE,
     Arm,
     EpochRecord,
@@ -30,27 +40,8 @@ from scaleproof.evidence.records import (
 
 RunStatus = Literal["complete", "diverged", "failed", "unfinished", "missing"]
 
-COMPARABLE_KEYS = (
-    "target",
-    "target_digest",
-    "data_digest",
-    "num_train_samples",
-    "num_evaluation_samples",
-    "class_names",
-    "num_parameters",
-    "optimizer",
-    "precision",
-    "batch_per_device",
-    "num_epochs",
-    "device_kind",
-    "threads_per_rank",
-    "host",
-    "platform",
-    "python_version",
-    "torch_version",
-    "scaleproof_version",
-)
-"""Manifest keys that must be the same in every run of a study."""
+_END_OF_TIME_UNIX_S = 2.5e11
+"""The end of the year 9892: the calendar of Python ends with 9999."""
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 
@@ -86,11 +77,13 @@ class Rank:
 
     def steps(self, record: EpochRecord) -> NDArray[Any]:
         """``STEP_TABLE`` of shape ``(num_steps,)``."""
-        return read_array(self.folder, record.steps, dtype=STEP_TABLE)
+        table = read_array(self.folder, record.steps, dtype=STEP_TABLE)
+        return with_shape(self.folder / record.steps.file, table, (record.num_steps,))
 
     def evaluation_table(self, record: EvaluationRecord) -> NDArray[Any]:
         """``EVALUATION_TABLE`` of shape ``(num_scored,)``."""
-        return read_array(self.folder, record.table, dtype=EVALUATION_TABLE)
+        table = read_array(self.folder, record.table, dtype=EVALUATION_TABLE)
+        return with_shape(self.folder / record.table.file, table, (table.size,))
 
     def seen(self, record: SamplesRecord) -> BitMap:
         return read_bitmap(self.folder, record.seen)
@@ -100,7 +93,9 @@ class Rank:
 
     def sketches(self, record: StateRecord) -> NDArray[np.float64]:
         """Shape ``(num_tensors, SKETCH_SIZE)``."""
-        return read_array(self.folder, record.sketches, dtype=np.dtype("<f8"))
+        sketches = read_array(self.folder, record.sketches, dtype=np.dtype("<f8"))
+        shape = (len(record.tensors), SKETCH_SIZE)
+        return with_shape(self.folder / record.sketches.file, sketches, shape)
 
     def _of(self, kind: type[R]) -> tuple[R, ...]:
         return tuple(record for record in self.records if isinstance(record, kind))
@@ -189,7 +184,8 @@ class Run:
     def evaluation(self, epochs_done: int) -> NDArray[Any]:
         """All ranks' ``EVALUATION_TABLE`` rows after ``epochs_done`` epochs, by sample id.
 
-        A sample that was scored twice is there twice.
+        A sample that was scored twice is there twice. Raises ``EvidenceError`` when there are none
+        and, where the manifest names classes, for a target or a prediction that is none of them.
         """
         tables = [
             rank.evaluation_table(record)
@@ -203,17 +199,27 @@ class Run:
                 f"{list(self.evaluated_epochs)}. Choose one of these."
             )
         table = np.concatenate(tables)
+        if self.manifest is not None and self.manifest.class_names:
+            refuse_other_classes(self.paths.root, table, len(self.manifest.class_names))
         return table[np.argsort(table["sample_id"], kind="stable")]
+
+    @property
+    def final_epochs_done(self) -> int:
+        """Epochs done at the final evaluation; 0 when there is none.
+
+        That of a complete run is the one at its end, no earlier one; the one before training never
+        counts.
+        """
+        last = self.evaluated_epochs[-1] if self.evaluated_epochs else 0
+        is_early = self.manifest is not None and last != self.manifest.num_epochs
+        return 0 if self.status == "complete" and is_early else last
 
     @cached_property
     def final_evaluation(self) -> NDArray[Any]:
-        """``evaluation`` after the last evaluated epoch; the empty table when there is none.
-
-        The one before training does not count.
-        """
-        if not self.evaluated_epochs or self.evaluated_epochs[-1] == 0:
+        """``evaluation`` after ``final_epochs_done``; the empty table when there is none."""
+        if self.final_epochs_done == 0:
             return np.zeros(0, EVALUATION_TABLE)
-        return self.evaluation(self.evaluated_epochs[-1])
+        return self.evaluation(self.final_epochs_done)
 
 
 @final
@@ -245,10 +251,25 @@ class Study:
 
     @cached_property
     def usable_runs(self) -> Mapping[tuple[str, int], Run]:
-        """The runs that ran to their end, after checking that they are comparable."""
+        """The runs that ran to their end, after checking that they are what was asked for, do not
+        contradict themselves and are comparable.
+
+        Raises ``EvidenceError`` otherwise.
+        """
         usable = {key: run for key, run in self.runs.items() if run.is_usable}
+        first: tuple[Path, Manifest] | None = None
+        first_of_arm: dict[str, tuple[Path, Manifest]] = {}
         for run in usable.values():
-            _refuse_incomparable(next(iter(usable.values())), run)
+            assert run.manifest is not None  # it is usable
+            numbers = [rank.rank for rank in run.ranks]
+            refuse_other_manifest(run.paths.root, run.manifest, run.arm, self.request, numbers)
+            for rank in run.ranks:
+                path = run.paths.records(rank.rank)
+                refuse_odd_records(path, rank.records, is_torn=rank.is_torn)
+            this = (run.paths.root, run.manifest)
+            first = first or this
+            refuse_incomparable(first, this, COMPARABLE_KEYS)
+            refuse_incomparable(first_of_arm.setdefault(run.arm.name, this), this, SAME_ARM_KEYS)
         return usable
 
     def runs_of(self, arm: Arm) -> tuple[Run, ...]:
@@ -307,6 +328,17 @@ def _check_request(paths: StudyPaths, request: StudyRequest) -> None:
                 f"{paths.study} names an arm {name!r}, which is no folder name. "
                 "Restore the file from where the study was made."
             )
+    for arm in request.arms:
+        if arm.num_devices < 1:
+            raise EvidenceError(
+                f"{paths.study} has an arm {arm.name} of {arm.num_devices} devices, expected one "
+                "or more. Restore the file from where the study was made."
+            )
+    if not 0 <= request.created_at_unix_s < _END_OF_TIME_UNIX_S:
+        raise EvidenceError(
+            f"{paths.study} was made {request.created_at_unix_s:g} s after 1970, expected a time. "
+            "Restore the file from where the study was made."
+        )
     if len(set(names)) != len(names) or len(set(request.seeds)) != len(request.seeds):
         raise EvidenceError(
             f"{paths.study} names an arm or a seed twice: arms {names}, seeds "
@@ -345,15 +377,3 @@ def _load_rank(paths: RunPaths, rank: int) -> Rank:
         is_torn=is_torn,
         outcome=outcome,
     )
-
-
-def _refuse_incomparable(first: Run, second: Run) -> None:
-    assert first.manifest is not None and second.manifest is not None  # both are usable
-    for key in COMPARABLE_KEYS:
-        ours, theirs = getattr(first.manifest, key), getattr(second.manifest, key)
-        if ours != theirs:
-            raise EvidenceError(
-                f"{first.paths.root} and {second.paths.root} can't be compared: {key} is "
-                f"{ours!r} in the first and {theirs!r} in the second. Run both arms again with "
-                "the same code, data and machine: scaleproof compare does."
-            )

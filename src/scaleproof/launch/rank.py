@@ -57,7 +57,11 @@ def run_rank(paths: RunPaths, facts: RankFacts, heartbeat: Heartbeat) -> Literal
     strategy = make_strategy(request.strategy, placement)
     backend = _backend(request, strategy)
     if backend != "none":
-        dist.init_process_group(backend, timeout=timedelta(seconds=request.collective_timeout_s))
+        dist.init_process_group(
+            backend,
+            timeout=timedelta(seconds=request.collective_timeout_s),
+            device_id=placement.device if backend == "nccl" else None,
+        )
     torch.manual_seed(request.seed)  # the same weights on every rank and in every arm
     parameters = list(strategy.prepare(recipe.build_model()))
     torch.manual_seed(_data_seed(request.seed, strategy))  # dropout must differ between shards

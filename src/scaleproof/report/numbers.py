@@ -4,9 +4,12 @@ A number that is missing or not finite is a word or a dash, never ``nan``.
 """
 
 import math
-from collections.abc import Sequence
 
 from typing_extensions import TypeIs
+
+from scaleproof.checks import wording
+from scaleproof.checks.wording import counted as counted
+from scaleproof.checks.wording import listed as listed
 
 MISSING = "–"
 
@@ -51,7 +54,7 @@ def plain_change(value: float | None, digits: int = 3) -> str:
 
 def times(factor: float | None) -> str:
     """``1.847`` as ``1.85×``."""
-    return f"{factor:.2f}×" if _is_number(factor) else MISSING
+    return wording.times(factor) if _is_number(factor) else MISSING
 
 
 def times_interval(low: float, high: float) -> str:
@@ -80,11 +83,6 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
-def counted(number: int, noun: str) -> str:
-    """``1 device``, ``50,000 images``; ``noun`` takes a plain s."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 def amount(value: float, noun: str) -> str:
     """As ``counted`` for what need not be whole: ``0.5 epochs``."""
     return f"{value:g} {noun}{'' if value == 1 else 's'}"
@@ -93,14 +91,6 @@ def amount(value: float, noun: str) -> str:
 def rate(value: float) -> str:
     """A learning rate, three significant digits: ``0.00141``."""
     return f"{value:.3g}"
-
-
-def listed(items: Sequence[str], *, most: int = 6) -> str:
-    """``a, b and c``; beyond ``most`` items, ``a, b, c and 4 more``."""
-    words = list(items[:most])
-    if len(items) > most:
-        words.append(f"{len(items) - most:,} more")
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def shortened(text: str, most: int) -> str:

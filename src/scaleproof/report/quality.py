@@ -101,8 +101,10 @@ class QualityComparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compare_quality(study: Study) -> QualityComparison | None:
-    """None when no usable run was evaluated after training."""
+    """None when no usable run was evaluated after training, and when there are no classes."""
     names = next((run.manifest.class_names for run in study.runs.values() if run.manifest), ())
+    if not names:
+        return None
     before = _measure(study, study.baseline, len(names)) if study.baseline is not None else None
     after = _measure(study, study.candidate, len(names))
     if before is None and after is None:
@@ -134,7 +136,7 @@ def _measure(
     study: Study, arm: Arm, num_classes: int
 ) -> tuple[ArmQuality, ClassificationQuality] | None:
     # An evaluation before the first epoch shows the initial weights, not what training came to.
-    runs = [run for run in compared_runs(study, arm) if max(run.evaluated_epochs, default=0) > 0]
+    runs = [run for run in compared_runs(study, arm) if run.final_epochs_done > 0]
     tables = [unique_samples(run.final_evaluation) for run in runs]
     if not any(len(table) for table in tables):
         return None
@@ -145,7 +147,7 @@ def _measure(
     return ArmQuality(
         arm=arm.name,
         seeds=tuple(run.seed for run in runs),
-        epochs_done=tuple(run.evaluated_epochs[-1] for run in runs),
+        epochs_done=tuple(run.final_epochs_done for run in runs),
         accuracy_by_seed=tuple(
             float((table["prediction"] == table["target"]).mean()) for table in tables
         ),

@@ -5,9 +5,10 @@ from typing import final
 import msgspec
 import numpy as np
 
+from scaleproof.checks.epoch_speed import measure_epoch_speed
 from scaleproof.evidence.study import Run, Study
 from scaleproof.report.compared import compared_runs
-from scaleproof.stats.speed import NUM_WARM_UP_EPOCHS, SpeedUp, measure_speed_up
+from scaleproof.stats.speed import NUM_WARM_UP_EPOCHS, SpeedUp
 
 
 @final
@@ -42,9 +43,12 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure_timing(study: Study, confidence: float) -> Timing:
-    because = _why_no_speed_up(study)
+    because = _why_incomparable(study)
+    speed = None if because else measure_epoch_speed(study, confidence=confidence).speed
+    if not because and speed is None:
+        because = "Both arms need two epochs or more: the first one is warm-up."
     return Timing(
-        speed_up=None if because else _speed_up(study, confidence),
+        speed_up=speed,
         no_speed_up_because=because,
         arms=tuple(_arm_time(arm.name, compared_runs(study, arm)) for arm in study.request.arms),
         epoch_times=tuple(
@@ -61,30 +65,14 @@ def measure_timing(study: Study, confidence: float) -> Timing:
     )
 
 
-def _why_no_speed_up(study: Study) -> str:
+def _why_incomparable(study: Study) -> str:
     if study.baseline is None:
         return "There is no baseline arm to be faster than."
     if study.request.share_device:
         return "Ranks shared a device (--share-device), so their times say nothing about speed."
     if not study.pairs:
         return "There is no seed for which both arms finished."
-    if not any(
-        min(len(pair.baseline.epoch_times_s), len(pair.candidate.epoch_times_s))
-        > NUM_WARM_UP_EPOCHS
-        for pair in study.pairs
-    ):
-        return "Both arms need two epochs or more: the first one is warm-up."
     return ""
-
-
-def _speed_up(study: Study, confidence: float) -> SpeedUp:
-    assert study.baseline is not None  # _why_no_speed_up has looked
-    return measure_speed_up(
-        [pair.baseline.epoch_times_s for pair in study.pairs],
-        [pair.candidate.epoch_times_s for pair in study.pairs],
-        num_devices=study.candidate.num_devices / study.baseline.num_devices,
-        confidence=confidence,
-    )
 
 
 def _arm_time(arm: str, runs: tuple[Run, ...]) -> ArmTime:

@@ -129,10 +129,10 @@ def notices(summary: Summary) -> tuple[str, ...]:
     for status, words in (("missing", "never began"), ("unfinished", "did not finish")):
         names = [run.name for run in summary.runs if run.status == status]
         if names:
-            lines.append(f"{numbers.listed(names)} {words}.")
+            lines.append(f"{numbers.listed(names, most=6)} {words}.")
     diverged = [run.name for run in summary.runs if run.status == "diverged"]
     if diverged:
-        lines.append(f"{numbers.listed(diverged)} stopped at a loss that is not finite.")
+        lines.append(f"{numbers.listed(diverged, most=6)} stopped at a loss that is not finite.")
     if summary.share_device:
         lines.append("Ranks shared a device (--share-device): epoch times say nothing about speed.")
     return tuple(lines)
@@ -155,12 +155,15 @@ def quality_source(summary: Summary) -> str:
     """What the quality numbers were taken from."""
     quality = summary.quality
     if quality is None:
-        return "No usable run was evaluated after training, so nothing is known about quality."
+        return (
+            "No usable run of a classifier was evaluated after training, so nothing is known about "
+            "quality."
+        )
     parts: list[str] = []
     for arm, words in ((quality.baseline, "baseline"), (quality.candidate, "candidate")):
         if arm is None:
             continue
-        epochs = numbers.listed([str(number) for number in sorted(set(arm.epochs_done))])
+        epochs = numbers.listed([str(number) for number in sorted(set(arm.epochs_done))], most=6)
         epoch_noun = "epoch" if epochs == "1" else "epochs"
         parts.append(
             f"{words} {numbers.counted(arm.num_predictions, 'prediction')} of "

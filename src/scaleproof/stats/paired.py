@@ -26,7 +26,7 @@ class PairedEvaluations:
     ``(num_seeds, num_samples)``, in the same sample order everywhere. ``num_unmatched`` samples
     were scored by some of the runs only and are left out. ``diverged_seeds``: the candidate
     diverged before an evaluation that the baseline lived to see. ``left_out_seeds``: there is
-    nothing to compare with, because the baseline was not evaluated as late as the candidate.
+    nothing to compare, because the arms have no evaluation after the same last epoch.
     """
 
     seeds: tuple[int, ...]
@@ -50,7 +50,10 @@ def pair_final_evaluations(pairs: Sequence[Pair]) -> PairedEvaluations:
     diverged: list[int] = []
     left_out: list[int] = []
     for pair in pairs:
-        baseline_epoch, candidate_epoch = _last(pair.baseline), _last(pair.candidate)
+        baseline_epoch, candidate_epoch = (
+            pair.baseline.final_epochs_done,
+            pair.candidate.final_epochs_done,
+        )
         if pair.candidate.status == "diverged" and candidate_epoch < baseline_epoch:
             diverged.append(pair.seed)
         elif baseline_epoch == candidate_epoch > 0:
@@ -82,11 +85,6 @@ def align_with(samples: PairedEvaluations, tables: Sequence[NDArray[Any]]) -> ND
     if any(len(row) < samples.num_samples for row in rows):
         return None
     return np.stack(rows)
-
-
-def _last(run: Run) -> int:
-    """Epochs done at the last evaluation; 0 when there is none, or only one before training."""
-    return run.evaluated_epochs[-1] if run.evaluated_epochs else 0
 
 
 def _align(tables: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], int]:

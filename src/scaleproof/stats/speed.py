@@ -101,7 +101,9 @@ def measure_speed_up(
     else:
         standard_error = float(observations.std(ddof=1)) / np.sqrt(len(observations))
         half_width = t_quantile((1 - confidence) / 2, df) * standard_error
-    estimate, low, high = (float(x) for x in np.exp([mean, mean - half_width, mean + half_width]))
+    with np.errstate(over="ignore"):  # too wide for a number: inf, as for a single pair
+        bounds = np.exp([mean, mean - half_width, mean + half_width])
+    estimate, low, high = (float(bound) for bound in bounds)
     return SpeedUp(
         num_runs=len(log_ratios),
         num_epoch_pairs=len(pooled),

@@ -91,6 +91,7 @@ def settle_on_devices(placement: Placement) -> None:
     """Pin this process to its cores with one intra-op thread, or select its CUDA device."""
     if placement.device.type == "cuda":
         torch.cuda.set_device(placement.device)
+        torch.backends.cudnn.benchmark = True  # shapes stay the same from step to step
         return
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):

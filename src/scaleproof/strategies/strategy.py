@@ -58,9 +58,15 @@ class Placement:
         return self.devices[0]
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context in which the model runs; the loss is computed outside it, in fp32."""
+        """The context in which the model runs; the loss is computed outside it, in fp32.
+
+        Without the cache of cast weights: most are used once a step.
+        """
         return torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
+            self.device.type,
+            dtype=torch.bfloat16,
+            enabled=self.precision == "bf16",
+            cache_enabled=False,
         )
 
 

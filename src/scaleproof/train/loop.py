@@ -47,10 +47,6 @@ class Training:
     heartbeat: Heartbeat
     fingerprint: StateFingerprint
 
-    @property
-    def peak_rates(self) -> list[float]:
-        return [group["initial_lr"] for group in self.optimizer.param_groups]
-
 
 def train(training: Training, wait_for_turn: Callable[[int], None]) -> Literal["ok", "diverged"]:
     """Run all epochs. ``wait_for_turn(epoch)`` returns when this run may begin the epoch; after
@@ -97,9 +93,7 @@ def train_epoch(training: Training, epoch: int, plan: ShardEpoch) -> Tensor:
     num_steps = len(plan.batches)
     sample_ids, draws = plan.sample_ids.to(device), plan.draws.to(device)
     losses = torch.zeros(num_steps, device=device)
-    rates = np.array(
-        [learning_rate_factor(training, epoch, step, num_steps) for step in range(num_steps)]
-    )
+    rates = [learning_rate_factor(training, epoch, step, num_steps) for step in range(num_steps)]
     strategy.train_mode()
     training.heartbeat.begin(Phase.TRAINING, epoch=epoch, num_steps=num_steps)
     strategy.synchronize()
@@ -110,8 +104,8 @@ def train_epoch(training: Training, epoch: int, plan: ShardEpoch) -> Tensor:
         rows = slice(batch.start, batch.stop)
         ids = sample_ids[rows]
         inputs = recipe.prepare(train_split.inputs.index_select(0, ids), draws[rows])
-        for group, peak in zip(optimizer.param_groups, training.peak_rates, strict=True):
-            group["lr"] = peak * rates[step]
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * rates[step]
         losses[step] = strategy.forward_backward(
             inputs,
             train_split.targets.index_select(0, ids),
@@ -130,7 +124,7 @@ def train_epoch(training: Training, epoch: int, plan: ShardEpoch) -> Tensor:
         train_time_s=train_time_s,
         losses=losses,
         num_samples=np.array([b.stop - b.start for b in plan.batches], np.int32),
-        learning_rates=(rates * training.settings.learning_rate.scaled).astype(np.float32),
+        learning_rates=np.array(rates, np.float32) * training.settings.learning_rate.scaled,
     )
     training.recorder.samples(epoch, plan.sample_ids)
     return losses
@@ -148,13 +142,12 @@ def evaluate(training: Training, *, epochs_done: int) -> bool:
     )
     training.recorder.state(epochs_done, tensors, sketches, replicated=strategy.has_replicas)
     mine = torch.arange(shard.index, len(split), shard.num_shards)
-    scored = [
-        (ids, outputs)
-        for ids in mine.split(recipe.batch_per_device)
-        if (outputs := _predict(strategy, recipe, split, ids)) is not None
-    ]
-    if not scored:
-        return True
+    # A shard without samples (fewer samples than shards) records that it scored none.
+    no_scores = torch.zeros(0, len(training.data.class_names), device=split.targets.device)
+    scored = [(mine[:0], no_scores)]
+    for ids in mine.split(recipe.batch_per_device):
+        if len(ids) and (outputs := _predict(strategy, recipe, split, ids)) is not None:
+            scored.append((ids, outputs))
     sample_ids = torch.cat([ids for ids, _ in scored])
     outputs = torch.cat([batch_outputs for _, batch_outputs in scored])
     targets = split.targets[sample_ids.to(split.targets.device)]

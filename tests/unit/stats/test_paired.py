@@ -31,7 +31,7 @@ def table(ids: list[int], targets: list[int] | None = None) -> np.ndarray[Any, A
 def pair(baseline: np.ndarray[Any, Any], candidate: np.ndarray[Any, Any], seed: int = 0) -> Any:
     def run(rows: np.ndarray[Any, Any]) -> Any:
         return SimpleNamespace(
-            evaluated_epochs=(0, 5),
+            final_epochs_done=5,
             status="complete",
             final_evaluation=rows,
             paths=SimpleNamespace(root=Path("study/arm")),

@@ -127,7 +127,7 @@ REJECTED: dict[str, tuple[FakeArm, dict[str, Any], str, str]] = {
         TWO,
         {"no-speed-up": {"min_speed_up": 1.95}},
         "no-speed-up",
-        "wanted at least 1.95x",
+        "wanted at least 1.95×",
     ),
     "less accurate": (TWO.with_(predictions=wrong(0.3)), {}, "accuracy-drop", "70.00 %"),
     "a class lost": (
