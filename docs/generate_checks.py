@@ -1,4 +1,4 @@
-"""Write ``docs/checks.md`` from the docstrings of the checks: ``python docs/generate_checks.py``."""
+"""Write ``checks.md`` from the docstrings of the checks: ``python docs/generate_checks.py``."""
 
 from pathlib import Path
 

@@ -145,9 +145,11 @@ def evaluate(training: Training, *, epochs_done: int) -> bool:
     # A shard without samples (fewer samples than shards) records that it scored none.
     no_scores = torch.zeros(0, len(training.data.class_names), device=split.targets.device)
     scored = [(mine[:0], no_scores)]
-    for ids in mine.split(recipe.batch_per_device):
-        if len(ids) and (outputs := _predict(strategy, recipe, split, ids)) is not None:
-            scored.append((ids, outputs))
+    scored += [
+        (ids, outputs)
+        for ids in mine.split(recipe.batch_per_device)
+        if len(ids) and (outputs := _predict(strategy, recipe, split, ids)) is not None
+    ]
     sample_ids = torch.cat([ids for ids, _ in scored])
     outputs = torch.cat([batch_outputs for _, batch_outputs in scored])
     targets = split.targets[sample_ids.to(split.targets.device)]
