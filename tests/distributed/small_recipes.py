@@ -228,3 +228,11 @@ def different_models() -> Recipe:
     return dataclasses.replace(
         sound(), build_model=lambda: nn.Linear(NUM_FEATURES, 2, bias=_rank() == 0)
     )
+
+
+def wide_without_shared_memory() -> Recipe:
+    """As on a machine, or in a container, that has no room to share memory."""
+    from scaleproof.strategies import shared_memory
+
+    shared_memory.SHARED_MEMORY_FOLDER = Path("/nowhere")
+    return wide()

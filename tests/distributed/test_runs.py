@@ -124,6 +124,17 @@ def test_three_ranks_average_large_gradients_through_shared_memory(tmp_path: Pat
     assert all(tensors == first for tensors in others)
 
 
+def test_without_room_to_share_memory_gloo_averages_the_same(tmp_path: Path):
+    losses = []
+    for recipe, exchange in (("wide", "shared memory"), ("wide_without_shared_memory", "gloo")):
+        study = run_study(tmp_path / recipe, recipe, with_baseline=False, num_epochs=2)
+        (run,) = study.runs.values()
+        assert run.manifest is not None
+        assert run.manifest.strategy_settings["gradient_exchange"] == exchange
+        losses.append(run.step_losses.tolist())
+    assert losses[0] == losses[1]  # bit for bit
+
+
 def test_dp_keeps_only_the_buffers_of_replica_0(tmp_path: Path):
     """BatchNorm counts one batch per step, and its mean is of the first half of each batch."""
     study = run_study(tmp_path / "study", "counts_buffers", strategy="dp", with_baseline=False)

@@ -1,7 +1,7 @@
 """``torch.nn.parallel.DistributedDataParallel``: one process and one model copy per device.
 
-On CPU its gradients are averaged through shared memory where there is room for them, which costs a
-fifth of what the loopback network costs (bench/gradient_exchange.py); otherwise by gloo or NCCL.
+On CPU its gradients are averaged through shared memory where there is room for them, which costs
+much less than the loopback network (bench/gradient_exchange.py); otherwise by gloo or NCCL.
 """
 
 from collections.abc import Iterable

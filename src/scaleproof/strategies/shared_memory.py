@@ -118,7 +118,7 @@ class SharedMemoryAverage:
 
 @final
 class _Meeting:
-    """A barrier of the ranks of one host, for a few microseconds of processor time.
+    """A barrier of the ranks of one host, cheaper than one over the network.
 
     Every rank sends every other a datagram with the number of the meeting. A rank can be at most
     one meeting ahead, because that one can't end without the others.
