@@ -35,7 +35,7 @@ ALLOCATOR_TUNABLES = ":".join(
     )
 )
 """Keep freed memory instead of returning it to the kernel after every step and paying for the page
-faults again in the next: over a third of the time of a step of the CIFAR-10 recipe on CPU
+faults again in the next: steps of the CIFAR-10 recipe took 1.0 to 1.6 times as long without it
 (bench/gradient_exchange.py). glibc alone reads it."""
 
 
