@@ -118,8 +118,9 @@ def _command(contender: Contender, stretch: Stretch, *, rank: int, core: int) ->
 def _environment(contender: Contender, *, rank: int, num_ranks: int, port: int) -> dict[str, str]:
     """One intra-op thread, and what torch, Lightning and Accelerate read to find their rank."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    # By default glibc may give large freed blocks back to the kernel and fault them in again. Whoever tunes a loop for a CPU finds that, so all but the tutorial, which is run as it
-    # comes, get the settings that Scaleproof gives its own ranks.
+    # By default glibc may give large freed blocks back to the kernel and fault them in again.
+    # Whoever tunes a loop for a CPU finds that, so all but the tutorial, which is run as it comes,
+    # get the settings that Scaleproof gives its own ranks.
     if contender.loop not in ("tutorial", "scaleproof"):
         environment["GLIBC_TUNABLES"] = ALLOCATOR_TUNABLES
     if num_ranks > 1:
