@@ -98,6 +98,9 @@ class AbstractCheck(ABC, Generic[M]):
     family: ClassVar[Family]
     needs: ClassVar[tuple[Need, ...]]
     """Looked at in this order before ``measure``; the first unmet one is reported."""
+    consequence_of: ClassVar[tuple[str, ...]] = ()
+    """Checks whose fault brings this one about: when one of them fails, that is what is reported,
+    and this finding is only named as its consequence."""
 
     @abstractmethod
     def measure(self, study: Study) -> M:

@@ -3,12 +3,28 @@
 from collections.abc import Callable
 
 from scaleproof.checks.check import Need
-from scaleproof.evidence.study import Rank, Run, Study
+from scaleproof.evidence.observations import (
+    PassRecord,
+    ProbeRecord,
+    SnapshotRecord,
+    StepsRecord,
+)
+from scaleproof.evidence.rank import Rank
+from scaleproof.evidence.study import Run, Study
 
 
 def _every_candidate_rank(study: Study, holds: Callable[[Rank], bool]) -> bool:
     runs = study.runs_of(study.candidate)
     return bool(runs) and all(holds(rank) for run in runs for rank in run.ranks)
+
+
+def _some_pass(study: Study, use: str) -> bool:
+    return any(
+        record.use == use
+        for run in study.runs_of(study.candidate)
+        for rank in run.ranks
+        for record in rank.of(PassRecord)
+    )
 
 
 def _has_all_epochs(study: Study) -> bool:
@@ -59,6 +75,41 @@ TWO_RANKS = Need(
     text="two or more ranks in the candidate arm",
     kind="structure",
     is_met=lambda study: any(_num_ranks(run) > 1 for run in study.runs_of(study.candidate)),
+)
+RECIPE = Need(
+    text="a recipe, which says what must be fed; scripts have checks of their own for this",
+    kind="structure",
+    is_met=lambda study: not study.is_script,
+)
+SCRIPT = Need(
+    text="an observed script; recipes are fed and stepped by a loop that rules this out",
+    kind="structure",
+    is_met=lambda study: study.is_script,
+)
+TRAINING_LOADER = Need(
+    text="a DataLoader that training drew from: the script makes its batches another way",
+    kind="structure",
+    is_met=lambda study: _some_pass(study, "training"),
+)
+EVALUATION_LOADER = Need(
+    text="a DataLoader that was evaluated with",
+    kind="structure",
+    is_met=lambda study: _some_pass(study, "evaluation"),
+)
+STEPS = Need(
+    text="records of every rank's optimizer steps",
+    kind="evidence",
+    is_met=lambda study: _every_candidate_rank(study, lambda rank: bool(rank.of(StepsRecord))),
+)
+PROBES = Need(
+    text="gradient probes of every rank",
+    kind="evidence",
+    is_met=lambda study: _every_candidate_rank(study, lambda rank: bool(rank.of(ProbeRecord))),
+)
+SNAPSHOTS = Need(
+    text="digests of every rank's parameters",
+    kind="evidence",
+    is_met=lambda study: _every_candidate_rank(study, lambda rank: bool(rank.of(SnapshotRecord))),
 )
 TWO_EPOCHS = Need(
     text="two or more epochs: the first one is warm-up",

@@ -10,7 +10,8 @@ import numpy as np
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
 from scaleproof.checks.needs import CANDIDATE_RUN
 from scaleproof.checks.wording import counted
-from scaleproof.evidence.study import Rank, Run, Study
+from scaleproof.evidence.rank import Rank
+from scaleproof.evidence.study import Run, Study
 
 
 @final

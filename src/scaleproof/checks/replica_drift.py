@@ -14,8 +14,9 @@ from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outc
 from scaleproof.checks.needs import CANDIDATE_RUN, STATES, TWO_RANKS
 from scaleproof.checks.wording import counted, listed
 from scaleproof.errors import EvidenceError
+from scaleproof.evidence.rank import Rank
 from scaleproof.evidence.records import StateRecord, TensorKind, TensorState
-from scaleproof.evidence.study import Rank, Run, Study
+from scaleproof.evidence.study import Run, Study
 
 TensorKey = tuple[TensorKind, str]
 

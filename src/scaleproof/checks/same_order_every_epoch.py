@@ -9,7 +9,8 @@ import msgspec
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
 from scaleproof.checks.needs import CANDIDATE_RUN, SAMPLES
 from scaleproof.checks.wording import counted, listed
-from scaleproof.evidence.study import Rank, Run, Study
+from scaleproof.evidence.rank import Rank
+from scaleproof.evidence.study import Run, Study
 
 MIN_SAMPLES = 8
 """Fewer samples may come in the same order twice by chance: 1 in 8! is one in 40,320."""

@@ -13,8 +13,9 @@ from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outc
 from scaleproof.checks.needs import CANDIDATE_RUN, SAMPLES
 from scaleproof.checks.wording import counted, listed, short_percent
 from scaleproof.errors import EvidenceError
+from scaleproof.evidence.rank import Rank
 from scaleproof.evidence.records import SamplesRecord
-from scaleproof.evidence.study import Rank, Run, Study
+from scaleproof.evidence.study import Run, Study
 
 _NUM_EXAMPLES = 3
 

@@ -13,12 +13,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from scaleproof.errors import EvidenceError
+from scaleproof.evidence.observations import AnyRecord
 from scaleproof.evidence.records import (
     Arm,
     EpochRecord,
     EvaluationRecord,
     Manifest,
-    Record,
     SamplesRecord,
     StateRecord,
     StudyRequest,
@@ -46,6 +46,16 @@ COMPARABLE_KEYS = (
 )
 """Manifest keys that must be the same in every run of a study."""
 
+COMPARABLE_KEYS_OF_SCRIPTS = (
+    "device_kind",
+    "host",
+    "platform",
+    "python_version",
+    "torch_version",
+    "scaleproof_version",
+)
+"""The same for somebody's own commands: what they train, and how, is theirs to choose."""
+
 SAME_ARM_KEYS = ("num_ranks", "global_batch_size", "learning_rate", "backend")
 """Manifest keys that must be the same in every run of an arm."""
 
@@ -57,7 +67,8 @@ def refuse_other_manifest(
     root: Path, manifest: Manifest, arm: Arm, request: StudyRequest, ranks: Sequence[int]
 ) -> None:
     """The run in ``root``, with files of ``ranks``, must be what the study asked for."""
-    for asked, keys in ((arm, _ARM_KEYS), (request, _REQUEST_KEYS)):
+    asked_for = ((arm, _ARM_KEYS), (request, _REQUEST_KEYS))
+    for asked, keys in asked_for if request.kind == "recipe" else ():
         for key in keys:
             given, expected = getattr(manifest, key), getattr(asked, key)
             if given != expected:
@@ -73,16 +84,19 @@ def refuse_other_manifest(
         )
 
 
-def refuse_odd_records(path: Path, records: Iterable[Record], *, is_torn: bool) -> None:
+def refuse_odd_records(path: Path, records: Iterable[AnyRecord], *, is_torn: bool) -> None:
     """The records of a rank that came to its end: whole, in order, none twice."""
     if is_torn:
         raise EvidenceError(
             f"the last line of {path} is cut off, and yet the rank came to its end. Copy the whole "
             "folder again from where the study was made."
         )
-    by_kind: dict[type[Record], list[int]] = {}
+    by_kind: dict[type[AnyRecord], list[int]] = {}
     for record in records:
-        by_kind.setdefault(type(record), []).append(_epoch_of(record))
+        epoch = _epoch_of(record)
+        if epoch is None:
+            continue
+        by_kind.setdefault(type(record), []).append(epoch)
         if isinstance(record, EpochRecord) and not 0 < record.train_time_s < math.inf:
             raise EvidenceError(
                 f"{path}: epoch {record.epoch + 1} took {record.train_time_s} s, expected a "
@@ -135,9 +149,12 @@ def refuse_other_classes(root: Path, table: NDArray[Any], num_classes: int) -> N
             )
 
 
-def _epoch_of(record: Record) -> int:
+def _epoch_of(record: AnyRecord) -> int | None:
+    """None for what a script was seen to do: there is no fixed order in that."""
     match record:
         case EpochRecord() | SamplesRecord():
             return record.epoch
         case EvaluationRecord() | StateRecord():
             return record.epochs_done
+        case _:
+            return None

@@ -13,6 +13,16 @@
         rank-00000.heartbeat            where the rank is now
         turn                            how many epochs the run may begin
         logs/                           what the processes wrote to stdout and stderr
+
+A run of somebody's own script has, besides::
+
+        rank-00000.workers.jsonl        what its data workers drew
+        processes/1234.pulse            what the process is doing now
+        processes/1234.stack            its Python stacks, when they were asked for
+        processes/1234.ask              somebody asks for its collectives ...
+        processes/1234.collectives      ... and its answer
+        processes/1234.trouble.jsonl    why something could not be observed
+        hang.json                       who waited for whom, when it had to be ended
 """
 
 import re
@@ -57,6 +67,32 @@ class RunPaths:
 
     def heartbeat(self, rank: int) -> Path:
         return self.root / f"rank-{rank:05d}.heartbeat"
+
+    def workers(self, rank: int) -> Path:
+        return self.root / f"rank-{rank:05d}.workers.jsonl"
+
+    @property
+    def hang(self) -> Path:
+        return self.root / "hang.json"
+
+    @property
+    def processes(self) -> Path:
+        return self.root / "processes"
+
+    def pulse(self, pid: int) -> Path:
+        return self.processes / f"{pid}.pulse"
+
+    def stack(self, pid: int) -> Path:
+        return self.processes / f"{pid}.stack"
+
+    def ask(self, pid: int) -> Path:
+        return self.processes / f"{pid}.ask"
+
+    def collectives(self, pid: int) -> Path:
+        return self.processes / f"{pid}.collectives"
+
+    def trouble(self, pid: int) -> Path:
+        return self.processes / f"{pid}.trouble.jsonl"
 
     def ranks_seen(self) -> tuple[int, ...]:
         """Ranks that left any file, in order."""

@@ -14,12 +14,13 @@ from pyroaring import BitMap
 
 from scaleproof.errors import EvidenceError
 from scaleproof.evidence.npy import decode_npy
-from scaleproof.evidence.records import SCHEMA_VERSION, ArrayRef, Record
+from scaleproof.evidence.observations import AnyRecord
+from scaleproof.evidence.records import SCHEMA_VERSION, ArrayRef
 from scaleproof.evidence.writer import digest_of
 
 T = TypeVar("T")
 
-_RECORD_DECODER = msgspec.json.Decoder(Record)
+_RECORD_DECODER = msgspec.json.Decoder(AnyRecord)
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -41,7 +42,7 @@ def read_json(path: Path, kind: type[T], *, what: str) -> T:
         ) from error
 
 
-def read_records(path: Path) -> tuple[tuple[Record, ...], bool]:
+def read_records(path: Path) -> tuple[tuple[AnyRecord, ...], bool]:
     """All whole records of a rank, and whether its last line is torn."""
     try:
         data = path.read_bytes()
@@ -53,7 +54,7 @@ def read_records(path: Path) -> tuple[tuple[Record, ...], bool]:
             "Make the file readable."
         ) from error
     *lines, rest = data.split(b"\n")
-    records: list[Record] = []
+    records: list[AnyRecord] = []
     for number, line in enumerate(lines, start=1):
         try:
             records.append(_RECORD_DECODER.decode(line))

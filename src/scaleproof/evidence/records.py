@@ -6,6 +6,7 @@ points to. Units are part of the names.
 Schema history (a reader accepts its own version and older ones):
 
 * 1 - first.
+* 2 - observed scripts: their records (``observations.py``), ``StudyRequest.kind``.
 """
 
 from enum import StrEnum
@@ -14,7 +15,7 @@ from typing import Any, Literal, final
 import msgspec
 import numpy as np
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SKETCH_SIZE = 64
 """Numbers kept per tensor, enough to estimate how far two replicas are apart."""
@@ -224,3 +225,6 @@ class StudyRequest(msgspec.Struct, frozen=True, kw_only=True):
     command: tuple[str, ...]
     created_at_unix_s: float
     scaleproof_version: str
+    kind: Literal["recipe", "script"] = "recipe"
+    """``script``: somebody's own command was observed; the arms' numbers of devices are what was
+    asked for, or 0 when only the run could tell."""

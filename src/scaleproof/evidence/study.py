@@ -2,39 +2,34 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar, final
+from typing import Any, Literal, final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from pyroaring import BitMap
 
 from scaleproof.errors import EvidenceError
 from scaleproof.evidence.consistency import (
     COMPARABLE_KEYS,
+    COMPARABLE_KEYS_OF_SCRIPTS,
     SAME_ARM_KEYS,
     refuse_incomparable,
     refuse_odd_records,
     refuse_other_classes,
     refuse_other_manifest,
-    with_shape,
 )
 from scaleproof.evidence.paths import RunPaths, StudyPaths
-from scaleproof.evidence.reader import read_array, read_bitmap, read_json, read_records
+from scaleproof.evidence.rank import Rank
+from scaleproof.evidence.reader import read_json, read_records
 from scaleproof.evidence.records import (
     EVALUATION_TABLE,
-    SKETCH_SIZE,
     STEP_TABLE,
     Arm,
-    EpochRecord,
-    EvaluationRecord,
     Manifest,
     RankOutcome,
-    Record,
-    SamplesRecord,
-    StateRecord,
     StudyRequest,
 )
 
@@ -44,61 +39,6 @@ _END_OF_TIME_UNIX_S = 2.5e11
 """The end of the year 9892: the calendar of Python ends with 9999."""
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
-
-R = TypeVar("R", bound=Record)
-
-
-@final
-@dataclass(frozen=True)
-class Rank:
-    """The evidence of one rank of one run."""
-
-    rank: int
-    folder: Path
-    records: tuple[Record, ...]
-    is_torn: bool
-    outcome: RankOutcome | None
-
-    @cached_property
-    def epochs(self) -> tuple[EpochRecord, ...]:
-        return self._of(EpochRecord)
-
-    @cached_property
-    def samples(self) -> tuple[SamplesRecord, ...]:
-        return self._of(SamplesRecord)
-
-    @cached_property
-    def evaluations(self) -> tuple[EvaluationRecord, ...]:
-        return self._of(EvaluationRecord)
-
-    @cached_property
-    def states(self) -> tuple[StateRecord, ...]:
-        return self._of(StateRecord)
-
-    def steps(self, record: EpochRecord) -> NDArray[Any]:
-        """``STEP_TABLE`` of shape ``(num_steps,)``."""
-        table = read_array(self.folder, record.steps, dtype=STEP_TABLE)
-        return with_shape(self.folder / record.steps.file, table, (record.num_steps,))
-
-    def evaluation_table(self, record: EvaluationRecord) -> NDArray[Any]:
-        """``EVALUATION_TABLE`` of shape ``(num_scored,)``."""
-        table = read_array(self.folder, record.table, dtype=EVALUATION_TABLE)
-        return with_shape(self.folder / record.table.file, table, (table.size,))
-
-    def seen(self, record: SamplesRecord) -> BitMap:
-        return read_bitmap(self.folder, record.seen)
-
-    def repeated(self, record: SamplesRecord) -> BitMap:
-        return read_bitmap(self.folder, record.repeated)
-
-    def sketches(self, record: StateRecord) -> NDArray[np.float64]:
-        """Shape ``(num_tensors, SKETCH_SIZE)``."""
-        sketches = read_array(self.folder, record.sketches, dtype=np.dtype("<f8"))
-        shape = (len(record.tensors), SKETCH_SIZE)
-        return with_shape(self.folder / record.sketches.file, sketches, shape)
-
-    def _of(self, kind: type[R]) -> tuple[R, ...]:
-        return tuple(record for record in self.records if isinstance(record, kind))
 
 
 @final
@@ -249,6 +189,11 @@ class Study:
     def candidate(self) -> Arm:
         return next(arm for arm in self.request.arms if arm.role == "candidate")
 
+    @property
+    def is_script(self) -> bool:
+        """Somebody's own command was observed; otherwise a recipe was trained."""
+        return self.request.kind == "script"
+
     @cached_property
     def usable_runs(self) -> Mapping[tuple[str, int], Run]:
         """The runs that ran to their end, after checking that they are what was asked for, do not
@@ -268,6 +213,9 @@ class Study:
                 refuse_odd_records(path, rank.records, is_torn=rank.is_torn)
             this = (run.paths.root, run.manifest)
             first = first or this
+            if self.is_script:
+                refuse_incomparable(first, this, COMPARABLE_KEYS_OF_SCRIPTS)
+                continue
             refuse_incomparable(first, this, COMPARABLE_KEYS)
             refuse_incomparable(first_of_arm.setdefault(run.arm.name, this), this, SAME_ARM_KEYS)
         return usable
@@ -311,7 +259,23 @@ def load_study(root: Path) -> Study:
         for seed in request.seeds
         for arm in request.arms
     }
+    if request.kind == "script":
+        request = _as_it_ran(request, runs)
+        arms = {arm.name: arm for arm in request.arms}
+        runs = {key: replace(run, arm=arms[key[0]]) for key, run in runs.items()}
     return Study(paths=paths, request=request, runs=runs)
+
+
+def _as_it_ran(request: StudyRequest, runs: Mapping[tuple[str, int], Run]) -> StudyRequest:
+    """The request of a script's study, completed by what only the runs could tell."""
+    manifests = [run.manifest for run in runs.values() if run.manifest is not None]
+    ranks = {manifest.arm: manifest.num_ranks for manifest in manifests}
+    arms = tuple(
+        msgspec.structs.replace(arm, num_devices=ranks.get(arm.name, arm.num_devices))
+        for arm in request.arms
+    )
+    num_epochs = max((manifest.num_epochs for manifest in manifests), default=request.num_epochs)
+    return msgspec.structs.replace(request, arms=arms, num_epochs=num_epochs)
 
 
 def _check_request(paths: StudyPaths, request: StudyRequest) -> None:
@@ -329,7 +293,7 @@ def _check_request(paths: StudyPaths, request: StudyRequest) -> None:
                 "Restore the file from where the study was made."
             )
     for arm in request.arms:
-        if arm.num_devices < 1:
+        if arm.num_devices < (0 if request.kind == "script" else 1):
             raise EvidenceError(
                 f"{paths.study} has an arm {arm.name} of {arm.num_devices} devices, expected one "
                 "or more. Restore the file from where the study was made."

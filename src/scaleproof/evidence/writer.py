@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaleproof.errors import RunError
+from scaleproof.evidence.observations import AnyRecord
 from scaleproof.evidence.paths import RunPaths
-from scaleproof.evidence.records import ArrayRef, Record
+from scaleproof.evidence.records import ArrayRef
 
 DIGEST_BYTES = 16
 
@@ -84,7 +85,7 @@ class RankWriter:
         write_atomically(self._folder / file, data)
         return ArrayRef(file=file, digest=digest_of(data))
 
-    def record(self, record: Record) -> None:
+    def record(self, record: AnyRecord) -> None:
         """Append one record as one line, in a single write."""
         line = msgspec.json.encode(record) + b"\n"
         try:

@@ -281,7 +281,9 @@ def test_a_record_can_not_point_outside_its_folder(tmp_path: Path, file: str) ->
 def test_a_newer_schema_is_refused_by_number(copy: Path, name: str) -> None:
     path = copy / name
     text = path.read_text()
-    newer = text.replace('"schema_version": 1', f'"schema_version": {SCHEMA_VERSION + 1}')
+    newer = text.replace(
+        f'"schema_version": {SCHEMA_VERSION}', f'"schema_version": {SCHEMA_VERSION + 1}'
+    )
     path.write_text(newer.replace('"seed"', '"seed_of_the_future"'))
 
     with pytest.raises(EvidenceError, match=f"schema version {SCHEMA_VERSION + 1}.*Upgrade"):
