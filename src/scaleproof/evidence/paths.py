@@ -16,8 +16,8 @@
 
 A run of somebody's own script has, besides::
 
-        rank-00000.workers.jsonl        what its data workers drew
         processes/1234.pulse            what the process is doing now
+        processes/1234.workers.jsonl    what fetching its items drew from random generators
         processes/1234.stack            its Python stacks, when they were asked for
         processes/1234.ask              somebody asks for its collectives ...
         processes/1234.collectives      ... and its answer
@@ -68,9 +68,6 @@ class RunPaths:
     def heartbeat(self, rank: int) -> Path:
         return self.root / f"rank-{rank:05d}.heartbeat"
 
-    def workers(self, rank: int) -> Path:
-        return self.root / f"rank-{rank:05d}.workers.jsonl"
-
     @property
     def hang(self) -> Path:
         return self.root / "hang.json"
@@ -81,6 +78,9 @@ class RunPaths:
 
     def pulse(self, pid: int) -> Path:
         return self.processes / f"{pid}.pulse"
+
+    def workers(self, pid: int) -> Path:
+        return self.processes / f"{pid}.workers.jsonl"
 
     def stack(self, pid: int) -> Path:
         return self.processes / f"{pid}.stack"

@@ -37,11 +37,12 @@ class StateFingerprint:
             for key, value in optimizer.state.get(parameter, {}).items()
             if isinstance(value, Tensor)
         ]
-        return self._fingerprint(tensors)
+        return self.of_tensors(tensors)
 
-    def _fingerprint(
+    def of_tensors(
         self, tensors: list[tuple[TensorKind, str, Tensor]]
     ) -> tuple[tuple[TensorState, ...], NDArray[np.float64]]:
+        """The same, of whatever tensors there are."""
         sketches = np.zeros((len(tensors), SKETCH_SIZE))
         found: list[TensorState] = []
         for index, (kind, name, tensor) in enumerate(tensors):

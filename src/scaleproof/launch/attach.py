@@ -1,0 +1,64 @@
+"""What happens in each process of an observed command when torch has been imported."""
+
+import atexit
+import multiprocessing.util
+import os
+from pathlib import Path
+
+import torch.distributed as dist
+
+from scaleproof.evidence.paths import RunPaths
+from scaleproof.launch.environment import ProcessFacts
+from scaleproof.observe import libraries, patches, report
+from scaleproof.observe.metrics import MetricsReceiver
+from scaleproof.observe.observer import Observer
+from scaleproof.observe.presence import present, watch_process_group
+
+
+def attach(paths: RunPaths, facts: ProcessFacts) -> None:
+    """Listen to torch; nothing is recorded until the process makes an optimizer."""
+    if facts.pin and facts.local_rank is not None:
+        pin_to_core(facts.local_rank)
+    watch_process_group(paths)
+    libraries.watch_imports()
+    patches.install(lambda: _observe(paths, facts))
+
+
+def _observe(paths: RunPaths, facts: ProcessFacts) -> Observer:
+    """This process made an optimizer: it will train."""
+    if facts.pin and facts.local_rank is None:
+        pin_to_core(dist.get_rank() if dist.is_initialized() else 0)
+    environment = None
+    if facts.rank is not None and facts.num_ranks is not None:
+        environment = facts.rank, facts.num_ranks
+    observer = Observer(
+        paths,
+        present(paths),
+        every=facts.every,
+        environment=environment,
+        where_loaders=patches.loader_lines,
+    )
+    receiver = MetricsReceiver(observer)
+    report.set_receiver(receiver)
+    libraries.listen(receiver)
+
+    def end() -> None:
+        receiver.write()
+        for why in report.dropped():
+            observer.troubles.note("report", why)
+        observer.end()
+
+    atexit.register(end)
+    # A forked child of multiprocessing runs no exit handlers, but these.
+    multiprocessing.util.Finalize(None, end, exitpriority=0)
+    return observer
+
+
+def pin_to_core(index: int) -> None:
+    """Keep all threads of this process on one of the cores it may use: a device is one core."""
+    if not hasattr(os, "sched_setaffinity"):
+        return  # macOS
+    cores = sorted(os.sched_getaffinity(0))
+    core = cores[index % len(cores)]
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {core})

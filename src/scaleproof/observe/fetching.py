@@ -1,0 +1,90 @@
+"""What fetching items draws from the global random-number generators, in whichever process fetches.
+
+Workers are left alone but for this: around its first fetches each looks at the generators' states,
+and appends one line to a file of its rank. Workers that are forked know their rank and pass from
+the process they come from; those that are spawned say nothing.
+"""
+
+import os
+from pathlib import Path
+from typing import final
+
+import msgspec
+
+from scaleproof.evidence.observations import RandomSource
+from scaleproof.observe.randomness import random_states
+
+NUM_FETCHES = 2
+"""Fetches of a pass that are looked at."""
+
+
+current: tuple[int, int, Path] | None = None
+"""What is fetched from now on, here or in workers that are forked from here, is of this loader and
+pass; and the file that says so."""
+
+_num_fetches: dict[tuple[int, int], int] = {}
+
+
+@final
+class Fetched(msgspec.Struct, frozen=True, kw_only=True):
+    """One fetch: the generators' states before it, and those that it changed."""
+
+    loader: int
+    number: int
+    worker: int
+    states: dict[RandomSource, str]
+    drawn: tuple[RandomSource, ...]
+
+
+@final
+class FetchLook:
+    """Looks at one fetch: make it before, ask ``seen`` after."""
+
+    def __init__(self) -> None:
+        self._before = random_states()
+
+    def write(self, worker: int) -> None:
+        """Compare, and append a line: workers share the file."""
+        assert current is not None  # the fetch was looked at
+        after = random_states()
+        drawn = tuple(source for source in RandomSource if after[source] != self._before[source])
+        loader, number, path = current
+        fetched = Fetched(
+            loader=loader, number=number, worker=worker, states=self._before, drawn=drawn
+        )
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(file, msgspec.json.encode(fetched) + b"\n")
+        finally:
+            os.close(file)
+
+
+def begin(loader: int, number: int, file: Path) -> None:
+    """A pass begins."""
+    global current
+    current = loader, number, file
+
+
+def is_looked_at() -> bool:
+    """Whether the next fetch is one of those that are looked at; then it is counted."""
+    if current is None:
+        return False
+    key = current[:2]
+    _num_fetches[key] = _num_fetches.get(key, 0) + 1
+    return _num_fetches[key] <= NUM_FETCHES
+
+
+def of_pass(path: Path, loader: int, number: int) -> Fetched | None:
+    """What the fetches of a pass came to: the lowest worker's first states, all that was drawn."""
+    if not path.exists():
+        return None
+    found: list[Fetched] = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        fetched = msgspec.json.decode(line, type=Fetched)
+        if (fetched.loader, fetched.number) == (loader, number):
+            found.append(fetched)
+    if not found:
+        return None
+    first = min(found, key=lambda fetched: fetched.worker)
+    drawn = {source for fetched in found for source in fetched.drawn}
+    return msgspec.structs.replace(first, drawn=tuple(s for s in RandomSource if s in drawn))

@@ -1,0 +1,131 @@
+"""Which modules and parameters a script trains, found without its help: names, roots, buffers.
+
+An optimizer knows tensors, not names. The modules that hold them are looked for among all live
+objects, once per optimizer; those that no other of them contains are the roots.
+"""
+
+import gc
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any, final
+
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim import Optimizer
+
+from scaleproof.evidence.observations import OwnedTensor
+
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.")
+
+
+@final
+class ModelInventory:
+    """The root modules seen so far, and what they call their tensors.
+
+    Nothing is kept alive: a script may drop its model.
+    """
+
+    def __init__(self) -> None:
+        self._roots: list[weakref.ref[nn.Module]] = []
+
+    @property
+    def roots(self) -> list[nn.Module]:
+        return [root for reference in self._roots if (root := reference()) is not None]
+
+    def add(self, module: nn.Module) -> None:
+        """A root is known: a wrapper, which takes the place of what it contains."""
+        inside = set(module.modules())
+        self._roots = [weakref.ref(root) for root in self.roots if root not in inside]
+        self._roots.append(weakref.ref(module))
+
+    def find(self, parameters: Iterable[Tensor]) -> list[nn.Module]:
+        """Roots of ``parameters``: looked for among all live objects where they are not known."""
+        missing = {id(parameter) for parameter in parameters}
+        for root in self.roots:
+            missing -= {id(parameter) for parameter in root.parameters()}
+        if not missing:
+            return []
+        live = list(_live_modules())
+        owners = {id(module) for module in live if _holds(module, missing)}
+        if not owners:
+            return []
+        holders = [m for m in live if any(id(child) in owners for child in m.modules())]
+        inside = {id(child) for m in holders for child in m.modules() if child is not m}
+        found = [module for module in holders if id(module) not in inside]
+        for module in found:
+            self.add(module)
+        return found
+
+    def names(self) -> dict[int, str]:
+        """Name of each parameter of the roots, by id."""
+        return {id(tensor): name for name, tensor in self._named(lambda m: m.named_parameters())}
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self._named(lambda module: module.named_parameters())
+
+    def buffers(self) -> Iterator[tuple[str, Tensor]]:
+        return self._named(lambda module: module.named_buffers())
+
+    def _named(self, tensors_of: Any) -> Iterator[tuple[str, Any]]:
+        roots = self.roots
+        kinds = [type(unwrapped(root)).__name__ for root in roots]
+        for index, root in enumerate(roots):
+            prefix = ""
+            if len(roots) > 1:
+                number = kinds[:index].count(kinds[index])
+                prefix = kinds[index] + (f"#{number + 1}" if number else "") + "."
+            for name, tensor in tensors_of(root):
+                yield prefix + plain_name(name), tensor
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside DDP, DataParallel and ``torch.compile``."""
+    while isinstance(module, DistributedDataParallel | DataParallel):
+        module = module.module
+    return getattr(module, "_orig_mod", module)
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what wrappers put before and into it."""
+    changed = True
+    while changed:
+        changed = False
+        for prefix in _WRAPPER_PREFIXES:
+            if name.startswith(prefix) and "." in name.removeprefix(prefix):
+                name, changed = name.removeprefix(prefix), True
+    return name.replace("._orig_mod.", ".").replace("._fsdp_wrapped_module.", ".")
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """All tensors an optimizer owns, in order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def owned_tensor(name: str, parameter: Tensor) -> OwnedTensor:
+    return OwnedTensor(
+        name=name,
+        numel=parameter.numel(),
+        requires_grad=parameter.requires_grad,
+        is_sharded=is_sharded(parameter),
+        has_gradient=parameter.grad is not None,
+    )
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """A DTensor of which this rank holds a part only."""
+    return is_dtensor(tensor) and any(p.is_shard() for p in tensor.placements)  # type: ignore[attr-defined]
+
+
+def _live_modules() -> Iterator[nn.Module]:
+    for candidate in gc.get_objects():
+        # The type, not isinstance: a lazy object may do anything when asked for its class.
+        if issubclass(type(candidate), nn.Module) and "_parameters" in candidate.__dict__:
+            yield candidate
+
+
+def _holds(module: nn.Module, wanted: set[int]) -> bool:
+    return any(id(parameter) in wanted for parameter in module._parameters.values())

@@ -1,0 +1,106 @@
+"""What a process knows of itself: its rank, its process group, its parallelism, its memory."""
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+Parallelism = Literal["ddp", "fsdp2", "fsdp1", "data-parallel", "none"]
+
+_KINDS: tuple[tuple[type, Parallelism], ...] = (
+    (FSDPModule, "fsdp2"),
+    (FullyShardedDataParallel, "fsdp1"),
+    (DistributedDataParallel, "ddp"),
+    (DataParallel, "data-parallel"),
+)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whoami:
+    """This process among those that train together."""
+
+    pid: int
+    rank: int
+    num_ranks: int
+    source: Literal["process-group", "environment", "none"]
+    script: str
+
+
+def who_am_i(environment: tuple[int, int] | None) -> Whoami:
+    """``environment``: rank and number of ranks as a launcher said, where one did."""
+    main = sys.modules.get("__main__")
+    file = getattr(main, "__file__", None)
+    script = Path(file).name if file else ""
+    if dist.is_available() and dist.is_initialized():
+        rank, num_ranks, source = dist.get_rank(), dist.get_world_size(), "process-group"
+    elif environment is not None:
+        (rank, num_ranks), source = environment, "environment"
+    else:
+        rank, num_ranks, source = 0, 1, "none"
+    return Whoami(
+        pid=os.getpid(),
+        rank=rank,
+        num_ranks=num_ranks,
+        source=source,  # type: ignore[arg-type]
+        script=script,
+    )
+
+
+def parallelism_of(roots: Iterable[nn.Module]) -> Parallelism:
+    modules = [module for root in roots for module in root.modules()]
+    for kind, name in _KINDS:
+        if any(isinstance(module, kind) for module in modules):
+            return name
+    return "none"
+
+
+@final
+class ProcessGroupWatch:
+    """Counts collectives of the default group by its own sequence number."""
+
+    def __init__(self) -> None:
+        self._group: Any = None
+
+    @property
+    def is_there(self) -> bool:
+        return self._group is not None
+
+    def find(self) -> None:
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            self._group = dist.group.WORLD
+
+    def forget(self) -> None:
+        self._group = None
+
+    def sequence(self) -> int:
+        """Collectives started in the default group; 0 without one."""
+        return 0 if self._group is None else self._group._get_sequence_number_for_group()
+
+
+@final
+class MemoryMeter:
+    """Memory of this process, and what observing added to it."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self.observer_bytes = 0
+
+    def now_bytes(self) -> int:
+        """Allocated on its CUDA device, or else resident."""
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            return torch.cuda.memory_allocated()
+        return self._process.memory_info().rss
+
+    def add(self, before_bytes: int) -> None:
+        """Something of ours was loaded or made; ``before_bytes`` was resident before it."""
+        self.observer_bytes += max(self._process.memory_info().rss - before_bytes, 0)
