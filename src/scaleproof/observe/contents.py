@@ -20,7 +20,8 @@ _MAX_DEPTH = 4
 def tensors_in(batch: Any, depth: int = 0) -> Iterator[Tensor]:
     """The tensors in nested lists, tuples and mappings, in order."""
     if isinstance(batch, Tensor):
-        yield batch
+        if not hasattr(batch, "placements"):  # a DTensor is not all here
+            yield batch
     elif depth < _MAX_DEPTH:
         parts = batch.values() if isinstance(batch, Mapping) else batch
         if isinstance(batch, list | tuple | Mapping):

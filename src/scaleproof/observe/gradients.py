@@ -6,6 +6,7 @@ every parameter are there at probed steps only; in between, those that fired las
 rank's own backward was done.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, final
@@ -124,37 +125,41 @@ class GradientProbes:
             local.values = local.values + values
             local.num_backwards += 1
 
-    def _arm_sharded(self, module: torch.nn.Module) -> None:
-        """FSDP2: hook the unsharded parameters, which a module has only around its forward."""
-        owners = [
-            (owner, name, parameter)
-            for owner in module.modules()
-            for name, parameter in owner._parameters.items()
-            if parameter is not None and is_dtensor(parameter) and parameter.requires_grad
-        ]
-        if not any(isinstance(child, FSDPModule) for child in module.modules()):
-            return
+    def _arm_sharded(self, root: torch.nn.Module) -> None:
+        """FSDP2: hook the unsharded parameters, which are there only around a unit's forward."""
+        units = [module for module in root.modules() if isinstance(module, FSDPModule)]
         hooked: set[int] = set()
-        for owner in {id(owner): owner for owner, _, _ in owners}.values():
-            sharded = {name: parameter for o, name, parameter in owners if o is owner}
+        for unit in units:
+            sharded = [
+                (owner, name, parameter)
+                for owner in _without(unit, units)
+                for name, parameter in owner._parameters.items()
+                if parameter is not None and is_dtensor(parameter) and parameter.requires_grad
+            ]
 
-            def before_forward(
-                owner: torch.nn.Module, _: Any, sharded: dict[str, Tensor] = sharded
-            ) -> None:
-                if torch.compiler.is_compiling():
-                    return
-                for name, parameter in sharded.items():
-                    gathered = owner._parameters.get(name)
-                    if (
-                        gathered is not None
-                        and not is_dtensor(gathered)
-                        and gathered.requires_grad
-                        and id(gathered) not in hooked
-                    ):
-                        hooked.add(id(gathered))
-                        self._handles.append(gathered.register_hook(self._hook_sharded(parameter)))
+            self._handles.append(
+                unit.register_forward_pre_hook(functools.partial(self._gathered, sharded, hooked))
+            )
 
-            self._handles.append(owner.register_forward_pre_hook(before_forward))
+    def _gathered(
+        self,
+        sharded: list[tuple[torch.nn.Module, str, torch.nn.Parameter]],
+        hooked: set[int],
+        *_: Any,
+    ) -> None:
+        """Before a unit's forward: its parameters are whole now."""
+        if torch.compiler.is_compiling():
+            return
+        for owner, name, parameter in sharded:
+            gathered = owner._parameters.get(name)
+            if (
+                gathered is not None
+                and not is_dtensor(gathered)
+                and gathered.requires_grad
+                and id(gathered) not in hooked
+            ):
+                hooked.add(id(gathered))
+                self._handles.append(gathered.register_hook(self._hook_sharded(parameter)))
 
     def _hook_sharded(self, parameter: Tensor) -> Callable[[Tensor], None]:
         def on_gradient(gradient: Tensor) -> None:
@@ -168,6 +173,17 @@ class GradientProbes:
         for handle in handles:
             handle.remove()
         handles.clear()
+
+
+def _without(unit: Any, units: list[Any]) -> list[torch.nn.Module]:
+    """The modules of an FSDP2 unit that belong to no unit inside it."""
+    inner = {
+        id(module)
+        for other in units
+        if other is not unit and any(child is other for child in unit.modules())
+        for module in other.modules()
+    }
+    return [module for module in unit.modules() if id(module) not in inner]
 
 
 def loss_reduction(root: Any) -> Literal["mean", "sum", "unknown"]:

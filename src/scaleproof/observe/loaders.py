@@ -256,7 +256,9 @@ class LoaderWatch:
                 num_items=_length(data_set),
                 num_root=_length(root),
                 sampler=_type_name(sampler),
-                shards=(rank, replicas) if type(rank) is type(replicas) is int else None,
+                shards=(rank, replicas)
+                if isinstance(rank, int) and isinstance(replicas, int)
+                else None,
                 batch_size=loader.batch_size,
                 drop_last=bool(loader.drop_last),
                 num_workers=loader.num_workers,

@@ -111,13 +111,13 @@ def owned_tensor(name: str, parameter: Tensor) -> OwnedTensor:
     )
 
 
-def is_dtensor(tensor: Tensor) -> bool:
+def is_dtensor(tensor: Any) -> bool:
     return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """A DTensor of which this rank holds a part only."""
-    return is_dtensor(tensor) and any(p.is_shard() for p in tensor.placements)  # type: ignore[attr-defined]
+    """A DTensor of which this rank holds a part only, or a part of the sum."""
+    return is_dtensor(tensor) and not all(p.is_replicate() for p in tensor.placements)  # type: ignore[attr-defined]
 
 
 def _live_modules() -> Iterator[nn.Module]:

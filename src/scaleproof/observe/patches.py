@@ -103,8 +103,8 @@ def _patch_optimizers() -> None:
     register_optimizer_step_post_hook(_after_step)
 
     def loading(original: Any) -> Any:
-        def load_state_dict(self: Optimizer, state_dict: Any) -> Any:
-            result = original(self, state_dict)
+        def load_state_dict(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, *args, **kwargs)
             if _observer is not None:
                 _observer.state_loaded("optimizer", _steps_in(self.state))
             return result
@@ -114,8 +114,8 @@ def _patch_optimizers() -> None:
     _replace(Optimizer, "load_state_dict", loading)
 
     def loading_schedule(original: Any) -> Any:
-        def load_state_dict(self: LRScheduler, state_dict: Any) -> Any:
-            result = original(self, state_dict)
+        def load_state_dict(self: LRScheduler, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, *args, **kwargs)
             if _observer is not None:
                 _observer.state_loaded("scheduler", None)
             return result
@@ -163,18 +163,19 @@ def _patch_loaders() -> None:
         return __init__
 
     def beginning(original: Any) -> Any:
-        def __init__(self: Any, loader: Any) -> None:
-            original(self, loader)
+        def __init__(self: Any, loader: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, loader, *args, **kwargs)
             if _observer is not None:
                 _observer.loader_begins(self, loader)
 
         return __init__
 
     def resetting(original: Any) -> Any:
-        def _reset(self: Any, loader: Any, first_iter: bool = False) -> None:
-            original(self, loader, first_iter)
-            if _observer is not None and not first_iter:
-                _observer.loader_begins(self, loader)
+        def _reset(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            is_first = kwargs.get("first_iter", args[1] if len(args) > 1 else False)
+            if _observer is not None and args and not is_first:
+                _observer.loader_begins(self, args[0])
 
         return _reset
 
@@ -215,11 +216,11 @@ def _patch_loaders() -> None:
 
 
 def _around_fetch(original: Any) -> Any:
-    def fetch(self: Any, possibly_batched_index: Any) -> Any:
+    def fetch(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not fetching.is_looked_at():
-            return original(self, possibly_batched_index)
+            return original(self, *args, **kwargs)
         look = fetching.FetchLook()
-        result = original(self, possibly_batched_index)
+        result = original(self, *args, **kwargs)
         worker = get_worker_info()
         look.write(0 if worker is None else worker.id)
         return result
@@ -254,13 +255,13 @@ def _patch_calls() -> None:
 
 def _patch_backward() -> None:
     def around(original: Any) -> Any:
-        def backward(tensors: Any, *args: Any, **kwargs: Any) -> None:
+        def backward(*args: Any, **kwargs: Any) -> None:
             observer = _observer
             if observer is None:
-                return original(tensors, *args, **kwargs)
+                return original(*args, **kwargs)
             began_s = time.perf_counter()
-            observer.backward_begins(tensors)
-            result = original(tensors, *args, **kwargs)
+            observer.backward_begins(args[0] if args else kwargs.get("tensors"))
+            result = original(*args, **kwargs)
             observer.backward_ended(began_s)
             return result
 
@@ -316,10 +317,11 @@ def _patch_wrappers() -> None:
 
 def _patch_clipping() -> None:
     def around(original: Any) -> Any:
-        def clip(parameters: Any, limit: Any, *args: Any, **kwargs: Any) -> Any:
-            norm = original(parameters, limit, *args, **kwargs)
+        def clip(*args: Any, **kwargs: Any) -> Any:
+            norm = original(*args, **kwargs)
             if _observer is not None:
-                _observer.clipped(float("nan") if norm is None else norm, limit)
+                limit = kwargs.get("max_norm", kwargs.get("clip_value"))
+                _observer.clipped(norm, args[1] if limit is None else limit)
             return norm
 
         return clip
@@ -333,8 +335,8 @@ def _patch_scaler() -> None:
     from torch.amp.grad_scaler import GradScaler
 
     def scaling(original: Any) -> Any:
-        def scale(self: Any, outputs: Any) -> Any:
-            scaled = original(self, outputs)
+        def scale(self: Any, *args: Any, **kwargs: Any) -> Any:
+            scaled = original(self, *args, **kwargs)
             if _observer is not None and self.is_enabled():
                 _observer.loss_scaled(self)
             return scaled
@@ -342,12 +344,12 @@ def _patch_scaler() -> None:
         return scale
 
     def stepping(original: Any) -> Any:
-        def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
             observer = _observer
             if observer is None:
-                return original(self, optimizer, *args, **kwargs)
+                return original(self, *args, **kwargs)
             num_before = observer.steps_done
-            result = original(self, optimizer, *args, **kwargs)
+            result = original(self, *args, **kwargs)
             observer.scaler_stepped(num_before)
             return result
 

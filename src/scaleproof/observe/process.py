@@ -99,8 +99,11 @@ class MemoryMeter:
         """Allocated on its CUDA device, or else resident."""
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             return torch.cuda.memory_allocated()
+        return self.resident_bytes()
+
+    def resident_bytes(self) -> int:
         return self._process.memory_info().rss
 
     def add(self, before_bytes: int) -> None:
         """Something of ours was loaded or made; ``before_bytes`` was resident before it."""
-        self.observer_bytes += max(self._process.memory_info().rss - before_bytes, 0)
+        self.observer_bytes += max(self.resident_bytes() - before_bytes, 0)

@@ -12,6 +12,7 @@ from scaleproof.evidence.writer import digest_of
 def random_states() -> dict[RandomSource, str]:
     """Digest of each global generator's state in this process."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    assert isinstance(keys, np.ndarray)  # of the legacy state
     numpy_state = keys.tobytes() + repr((name, position, has_gauss, gauss)).encode()
     return {
         RandomSource.TORCH: torch_state(),

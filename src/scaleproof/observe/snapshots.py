@@ -16,6 +16,10 @@ NUMBERS_PER_SNAPSHOT = 2_000_000
 """Larger models are looked at that much less often: digests take time by their size."""
 
 
+FIRST_SNAPSHOTS = 3
+"""After each of the first steps the state is recorded."""
+
+
 @final
 class Snapshots:
     """Takes and writes them."""
@@ -25,11 +29,29 @@ class Snapshots:
         self._inventory = inventory
         self._fingerprint = StateFingerprint()
         self._last: SnapshotRecord | None = None
+        self._interval = 1
+        self._ended_at = -1
 
-    def interval(self, every: int) -> int:
-        """Steps between two snapshots, from the number of parameters alone."""
+    def plan(self, every: int) -> None:
+        """Choose the steps between two snapshots, from the number of parameters alone."""
         numel = sum(parameter.numel() for _, parameter in self._inventory.parameters())
-        return every * max(1, -(-numel // NUMBERS_PER_SNAPSHOT))
+        self._interval = every * max(1, -(-numel // NUMBERS_PER_SNAPSHOT))
+
+    def is_due(self, steps_done: int) -> bool:
+        return steps_done <= FIRST_SNAPSHOTS or steps_done % self._interval == 0
+
+    def of_training(
+        self, steps_done: int, moment: Moment, live: list[tuple[str, Optimizer]]
+    ) -> bool:
+        """Record the whole state; the one at the end once. False when the model is gone."""
+        if moment is Moment.END:
+            if self._ended_at == steps_done:
+                return True
+            self._ended_at = steps_done
+        if live:
+            self.take(steps_done, moment, live)
+            return True
+        return moment is Moment.END and self._repeat_as_end(steps_done)
 
     def take(
         self,
@@ -63,7 +85,7 @@ class Snapshots:
         if not buffers_only:
             self._last = record
 
-    def repeat_as_end(self, steps_done: int) -> bool:
+    def _repeat_as_end(self, steps_done: int) -> bool:
         """The model is gone: the last snapshot stands for the end, if no step came after it."""
         last = self._last
         if last is None or last.steps_done != steps_done:

@@ -21,6 +21,8 @@ FLUSH_INTERVAL_S = 10.0
 
 MAX_ROWS = 4096
 
+NUM_UNNAMED_EPOCHS = 5
+
 Row = tuple[Any, ...]
 """In the order of ``OBSERVED_STEP_TABLE``; some values are still tensors."""
 
@@ -113,20 +115,29 @@ class Timeline:
         )
         self._epoch_rows.append(table)
 
-    def write_epoch(self, folder: RankFolder, epoch: int, *, num_steps: int) -> None:
-        """The last ``num_steps`` rows were an epoch."""
+    def write_epoch(self, folder: RankFolder, epoch: int) -> bool:
+        """The steps since the last epoch were one; False when there were none."""
         self.flush(folder)
-        rows = np.concatenate([np.zeros(0, OBSERVED_STEP_TABLE), *self._epoch_rows])
+        rows = self._rows_of_epoch()
         self._epoch_rows = []
-        if num_steps > 0 and len(rows):
-            write_epoch(folder, epoch, rows[-num_steps:])
+        if len(rows):
+            _write_epoch(folder, epoch, rows)
+        return len(rows) > 0
 
-    def kept_rows(self) -> NDArray[Any]:
-        """Rows that belong to no epoch yet."""
+    def write_unnamed_epochs(self, folder: RankFolder) -> None:
+        """A script without loaders has no epochs of its own: its steps are cut into some."""
+        rows = self._rows_of_epoch()
+        if len(rows) < NUM_UNNAMED_EPOCHS:
+            return
+        for epoch in range(NUM_UNNAMED_EPOCHS):
+            low, high = (len(rows) * (epoch + i) // NUM_UNNAMED_EPOCHS for i in (0, 1))
+            _write_epoch(folder, epoch, rows[low:high])
+
+    def _rows_of_epoch(self) -> NDArray[Any]:
         return np.concatenate([np.zeros(0, OBSERVED_STEP_TABLE), *self._epoch_rows])
 
 
-def write_epoch(folder: RankFolder, epoch: int, rows: NDArray[Any]) -> None:
+def _write_epoch(folder: RankFolder, epoch: int, rows: NDArray[Any]) -> None:
     """An ``EpochRecord`` of some steps; its time is that of the rows."""
     table = np.zeros(len(rows), STEP_TABLE)
     table["loss"] = rows["loss"]
