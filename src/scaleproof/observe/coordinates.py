@@ -7,8 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from scaleproof.evidence.observations import NUM_COORDINATES
 
@@ -36,7 +34,9 @@ def gather(values: Tensor) -> Tensor:
 
 def gather_shard(values: Any) -> NDArray[np.float64]:
     """The same of a DTensor: NaN at positions that this rank does not hold."""
-    assert isinstance(values, DTensor)
+    # A second to import: not for those who have no DTensor.
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
     wanted = np.stack(np.unravel_index(positions(values.numel()), values.shape), axis=1)
     shape, offset = compute_local_shape_and_global_offset(
         values.shape, values.device_mesh, values.placements

@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torch.utils.hooks import RemovableHandle
 
 from scaleproof.evidence.observations import NUM_COORDINATES
 from scaleproof.observe.coordinates import gather, gather_shard, padded
-from scaleproof.observe.model import is_dtensor
+from scaleproof.observe.model import is_dtensor, is_fsdp2_unit
 
 NUM_TIMED = 2
 """Parameters whose hooks stay: those that got their gradients last."""
@@ -127,7 +126,7 @@ class GradientProbes:
 
     def _arm_sharded(self, root: torch.nn.Module) -> None:
         """FSDP2: hook the unsharded parameters, which are there only around a unit's forward."""
-        units = [module for module in root.modules() if isinstance(module, FSDPModule)]
+        units = [module for module in root.modules() if is_fsdp2_unit(module)]
         hooked: set[int] = set()
         for unit in units:
             sharded = [

@@ -16,10 +16,12 @@ class Troubles:
 
     def __init__(self) -> None:
         self._why: dict[str, str] = {}
+        self.any = False
 
     def note(self, what: str, why: str) -> None:
         """``what``: the tag of the records that will be missing."""
         self._why.setdefault(what, why)
+        self.any = True
 
     def __contains__(self, what: str) -> bool:
         """Without steps nothing else can be told right, but the end."""
@@ -47,7 +49,7 @@ def guarded(
     def decorate(method: Callable[Concatenate[G, P], None]) -> Callable[Concatenate[G, P], None]:
         @wraps(method)
         def safe(self: G, *args: P.args, **kwargs: P.kwargs) -> None:
-            if what in self.troubles:
+            if self.troubles.any and what in self.troubles:
                 return
             try:
                 method(self, *args, **kwargs)

@@ -7,7 +7,7 @@ handed out while gradients were enabled.
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -27,7 +27,9 @@ from scaleproof.observe.randomness import random_states
 from scaleproof.observe.writing import RankFolder
 
 CONTENT_SHARE = 0.002
-"""Share of the time that looking at contents may take; beyond, batches are left out."""
+CONTENT_ALLOWANCE_S = 0.05
+"""Share of the time, and seconds at the beginning, that looking at contents may take; beyond,
+batches are left out."""
 
 MAX_KEPT_IDS = 1 << 21
 """Ids of the last evaluation pass that are kept, for predictions that come without ids."""
@@ -57,8 +59,6 @@ class Pass:
         self.epoch = epoch
         self.num_backwards = 0
         self.is_over = False
-        self.began_s = time.perf_counter()
-        self.content_s = 0.0
         self.ledger = SampleLedger()
         self.contents: ContentLedger | None = None
         self.drawn_ahead: deque[Any] = deque()
@@ -69,9 +69,7 @@ class Pass:
 
     def ids(self, indices: Any) -> Sequence[int] | None:
         """Indices of the loader's data set as ids of the one at the root; None: no such thing."""
-        if isinstance(indices, int):
-            indices = [indices]
-        if not isinstance(indices, list | tuple) or not all(type(i) is int for i in indices):
+        if type(indices) is not list or (indices and type(indices[0]) is not int):
             indices = _as_ints(indices)
             if indices is None:
                 return None
@@ -83,9 +81,9 @@ def iterator_data_set(iterator: Any) -> Any:
 
 
 def _as_ints(indices: Any) -> list[int] | None:
-    """Tensors and numpy integers are indices too."""
+    """Single indices, tensors and numpy integers are indices too."""
     try:
-        return [int(index) for index in indices]
+        return [int(index) for index in (indices if isinstance(indices, Iterable) else [indices])]
     except (TypeError, ValueError):
         return None
 
@@ -112,6 +110,8 @@ class LoaderWatch:
     def __init__(self, folder: RankFolder, where: Any) -> None:
         self._folder = folder
         self._where = where  # a mapping from loaders to the line that made them
+        self._began_s = time.perf_counter()
+        self._content_s = 0.0
         self._infos: dict[int, LoaderInfo] = {}  # by id; the loaders are kept by the next
         self._loaders: list[Any] = []
         self._data_sets: list[Any] = []
@@ -269,14 +269,15 @@ class LoaderWatch:
 
     def _look_at_contents(self, this: Pass, batch: Any, num_items: int) -> None:
         began_s = time.perf_counter()
-        if this.content_s > CONTENT_SHARE * (began_s - this.began_s) + 0.01:
+        allowed_s = CONTENT_SHARE * (began_s - self._began_s) + CONTENT_ALLOWANCE_S
+        if self._content_s > allowed_s:
             return
         digests = row_digests(batch, num_items) if num_items else None
         if digests is not None:
             if this.contents is None:
                 this.contents = ContentLedger()
             this.contents.feed(digests)
-        this.content_s += time.perf_counter() - began_s
+        self._content_s += time.perf_counter() - began_s
 
     def _write(self, this: Pass, *, is_whole: bool) -> None:
         ledger, name = this.ledger, f"{this.info.number}-{this.number:04d}"

@@ -5,6 +5,7 @@ objects, once per optimizer; those that no other of them contains are the roots.
 """
 
 import gc
+import sys
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, final
@@ -109,6 +110,16 @@ def owned_tensor(name: str, parameter: Tensor) -> OwnedTensor:
         is_sharded=is_sharded(parameter),
         has_gradient=parameter.grad is not None,
     )
+
+
+FSDP = "torch.distributed.fsdp"
+"""Asked for among the modules that are imported already: it takes a second to import."""
+
+
+def is_fsdp2_unit(module: nn.Module) -> bool:
+    """``fully_shard`` was called on it."""
+    fsdp = sys.modules.get(FSDP)
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 def is_dtensor(tensor: Any) -> bool:

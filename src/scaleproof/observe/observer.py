@@ -4,24 +4,21 @@ Nothing here opens a collective, draws a random number or keeps a model alive fo
 breaks is noted, and the training goes on.
 """
 
-import sys
 import time
-from typing import Any, Literal, Protocol, final
+from typing import Any, Literal, final
 
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from scaleproof.evidence.observations import (
     EndRecord,
     Moment,
-    ProcessRecord,
     ResumeRecord,
     StepFlag,
 )
 from scaleproof.evidence.paths import RunPaths
-from scaleproof.evidence.pulse import Activity, Pulse
+from scaleproof.evidence.pulse import Activity
 from scaleproof.observe.guard import Troubles, guarded
 from scaleproof.observe.loaders import LoaderWatch, Pass
 from scaleproof.observe.manifest import write_manifest
@@ -30,24 +27,22 @@ from scaleproof.observe.model import (
     is_dtensor,
 )
 from scaleproof.observe.optimizers import OptimizerWatch
+from scaleproof.observe.presence import Presence
 from scaleproof.observe.process import (
     MemoryMeter,
     ProcessGroupWatch,
     Whoami,
-    parallelism_of,
+    process_record,
     who_am_i,
 )
 from scaleproof.observe.snapshots import Snapshots
 from scaleproof.observe.steps import Timeline
 from scaleproof.observe.writing import RankFolder
 
-
-class Presence(Protocol):
-    """What this process does to be seen from outside."""
-
-    pulse: Pulse
-
-    def name_rank(self, rank: int, num_ranks: int) -> None: ...
+_TRAIN_MODE, _EVALUATION_MODE = int(StepFlag.TRAIN_MODE), int(StepFlag.EVALUATION_MODE)
+_CLIPPED, _SCALED, _CLOSURE = int(StepFlag.CLIPPED), int(StepFlag.SCALED), int(StepFlag.CLOSURE)
+_REDUCED_AFTER_CLIPPING = int(StepFlag.REDUCED_AFTER_CLIPPING)
+# Plain integers: an enumeration's own arithmetic takes a microsecond.
 
 
 @final
@@ -126,7 +121,7 @@ class Observer:
         if not torch.is_grad_enabled():
             self._evaluation_begins(module)
             return
-        self.timeline.flags |= StepFlag.TRAIN_MODE if module.training else StepFlag.EVALUATION_MODE
+        self.timeline.flags |= _TRAIN_MODE if module.training else _EVALUATION_MODE
         if self.optimizers.probes.is_armed:
             began_s = time.perf_counter()
             if self.optimizers.look.forward_begins(inputs):
@@ -149,7 +144,7 @@ class Observer:
         timeline = self.timeline
         timeline.num_backwards += 1
         self.loaders.backward_ran()
-        if isinstance(root, torch.Tensor) and root.numel() == 1 and not is_dtensor(root):
+        if type(root) is torch.Tensor and root.numel() == 1:  # not a DTensor
             loss = root.detach()
             scale = self._scale
             timeline.losses.append(loss if scale is None else loss / scale)
@@ -208,7 +203,7 @@ class Observer:
         if self._who is None:
             self._begin(optimizer)
         if has_closure:
-            self.timeline.flags |= StepFlag.CLOSURE
+            self.timeline.flags |= _CLOSURE
         self.pulse.beat(Activity.OPTIMIZER)
         self._booked_before_s = self._booked_s()
         self._step_began_s = time.perf_counter()
@@ -227,7 +222,7 @@ class Observer:
             return  # made before observing began
         sequence = group.sequence()
         if timeline.clipped_at_sequence >= 0 and sequence > timeline.clipped_at_sequence:
-            timeline.flags |= StepFlag.REDUCED_AFTER_CLIPPING
+            timeline.flags |= _REDUCED_AFTER_CLIPPING
         num_batches, num_samples = self.loaders.reset_counts()
         num_backwards = timeline.num_backwards
         timeline.end_step(
@@ -244,9 +239,8 @@ class Observer:
         observed.num_steps += 1
         steps_done = timeline.num_steps
         self.loaders.steps_done = steps_done
-        pulse = self.pulse
-        pulse.step, pulse.epoch = steps_done, self.loaders.epoch
-        pulse.beat(Activity.OTHER)
+        self.pulse.step_done(self.loaders.epoch, steps_done)
+        self.pulse.beat(Activity.OTHER)
         self.optimizers.stepped(
             observed,
             optimizer,
@@ -263,7 +257,7 @@ class Observer:
 
     @guarded("steps")
     def clipped(self, norm: Any, limit: Any) -> None:
-        self.timeline.flags |= StepFlag.CLIPPED
+        self.timeline.flags |= _CLIPPED
         # A DTensor's value would take a collective to learn.
         if isinstance(norm, torch.Tensor) and not is_dtensor(norm):
             self.timeline.clip_norm = norm.detach()
@@ -275,7 +269,7 @@ class Observer:
     def loss_scaled(self, scaler: Any) -> None:
         """A ``GradScaler`` is about to multiply a loss."""
         self._scale = scaler._scale.detach() if scaler._scale is not None else None
-        self.timeline.flags |= StepFlag.SCALED
+        self.timeline.flags |= _SCALED
 
     @guarded("steps")
     def scaler_stepped(self, num_steps_before: int) -> None:
@@ -363,21 +357,7 @@ class Observer:
         self.optimizers.find_modules(optimizer)
         self._know_roots()
         self._snapshots.plan(self._every)
-        roots = self.inventory.roots
-        self.folder.record(
-            ProcessRecord(
-                pid=who.pid,
-                rank=who.rank,
-                num_ranks=who.num_ranks,
-                rank_source=who.source,
-                parallelism=parallelism_of(roots),
-                backend=dist.get_backend() if dist.is_initialized() else "",
-                script=who.script,
-                arguments=tuple(sys.argv[1:]),
-                num_threads=torch.get_num_threads(),
-                broadcasts_buffers=_broadcasts_buffers(roots),
-            )
-        )
+        self.folder.record(process_record(who, self.inventory.roots))
         if who.rank == 0:
             self._write_manifest()
         self._snapshot(Moment.START)
@@ -418,10 +398,3 @@ class Observer:
         spent_s = time.perf_counter() - began_s
         self.spent_s += spent_s
         self.timeline.began_s += spent_s
-
-
-def _broadcasts_buffers(roots: list[Any]) -> bool | None:
-    wrappers = [root for root in roots if isinstance(root, DistributedDataParallel)]
-    if not wrappers:
-        return None
-    return all(wrapper.broadcast_buffers for wrapper in wrappers)

@@ -113,7 +113,13 @@ class OptimizerWatch:
 
     def arm_if_due(self, *, has_group: bool) -> None:
         """Put hooks on all gradients when some optimizer's next step is probed."""
-        is_due = any(o.is_probed(o.num_steps + 1, self._every) for o, _ in self.live())
+        every = self._every
+        for observed in self._all:
+            if observed.is_probed(observed.num_steps + 1, every):
+                is_due = True
+                break
+        else:
+            is_due = False
         if is_due and not self.probes.is_armed:
             owned = {id(p): p for _, optimizer in self.live() for p in parameters_of(optimizer)}
             self.probes.arm(owned.values(), self._inventory.roots)

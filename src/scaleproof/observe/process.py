@@ -11,17 +11,12 @@ import psutil
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-Parallelism = Literal["ddp", "fsdp2", "fsdp1", "data-parallel", "none"]
+from scaleproof.evidence.observations import ProcessRecord
+from scaleproof.observe.model import FSDP, is_fsdp2_unit
 
-_KINDS: tuple[tuple[type, Parallelism], ...] = (
-    (FSDPModule, "fsdp2"),
-    (FullyShardedDataParallel, "fsdp1"),
-    (DistributedDataParallel, "ddp"),
-    (DataParallel, "data-parallel"),
-)
+Parallelism = Literal["ddp", "fsdp2", "fsdp1", "data-parallel", "none"]
 
 
 @final
@@ -58,10 +53,35 @@ def who_am_i(environment: tuple[int, int] | None) -> Whoami:
 
 def parallelism_of(roots: Iterable[nn.Module]) -> Parallelism:
     modules = [module for root in roots for module in root.modules()]
-    for kind, name in _KINDS:
-        if any(isinstance(module, kind) for module in modules):
-            return name
+    if any(map(is_fsdp2_unit, modules)):
+        return "fsdp2"
+    fsdp = sys.modules.get(FSDP)
+    if fsdp and any(isinstance(module, fsdp.FullyShardedDataParallel) for module in modules):
+        return "fsdp1"
+    if any(isinstance(module, DistributedDataParallel) for module in modules):
+        return "ddp"
+    if any(isinstance(module, DataParallel) for module in modules):
+        return "data-parallel"
     return "none"
+
+
+def process_record(who: Whoami, roots: list[nn.Module]) -> ProcessRecord:
+    """What a process says of itself at its first step."""
+    wrappers = [root for root in roots if isinstance(root, DistributedDataParallel)]
+    return ProcessRecord(
+        pid=who.pid,
+        rank=who.rank,
+        num_ranks=who.num_ranks,
+        rank_source=who.source,
+        parallelism=parallelism_of(roots),
+        backend=dist.get_backend() if dist.is_available() and dist.is_initialized() else "",
+        script=who.script,
+        arguments=tuple(sys.argv[1:]),
+        num_threads=torch.get_num_threads(),
+        broadcasts_buffers=all(wrapper.broadcast_buffers for wrapper in wrappers)
+        if wrappers
+        else None,
+    )
 
 
 @final
