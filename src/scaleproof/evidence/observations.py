@@ -78,6 +78,9 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, tag="process"):
     script: str
     arguments: tuple[str, ...]
     num_threads: int
+    broadcasts_buffers: bool | None = None
+    """Whether the DDP wrapper sends rank 0's buffers along with each forward; None: no wrapper was
+    seen, or it did not say."""
 
 
 @final
@@ -261,6 +264,8 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
     tensors: tuple[TensorState, ...]
     num_sharded: int
     sketches: ArrayRef
+    through_wrapper: bool | None = None
+    """At ``EVALUATION``: whether that forward went through the DDP wrapper; None: unknown."""
 
 
 @final
@@ -308,7 +313,8 @@ class Missing(msgspec.Struct, frozen=True, kw_only=True):
 class EndRecord(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     """The end of observing, at the latest when the process exits.
 
-    ``observed_s`` is the time from the first step's begin; ``observer_s`` of it was spent here.
+    ``observed_s`` is the time since the first optimizer was made; ``observer_s`` of it was spent
+    here.
     """
 
     steps_done: int

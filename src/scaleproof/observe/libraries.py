@@ -14,6 +14,9 @@ from typing import Any, final
 
 from scaleproof.observe.metrics import MetricsReceiver
 
+_NOT_QUALITY = ("_runtime", "_per_second", "epoch")
+"""Ends of names of what the Trainer tells besides."""
+
 _receiver: MetricsReceiver | None = None
 
 
@@ -112,7 +115,8 @@ def _patch_transformers(module: ModuleType) -> None:
     def evaluate(self: Any, *args: Any, **kwargs: Any) -> Any:
         metrics = original(self, *args, **kwargs)
         if _receiver is not None:
-            _receiver.record("transformers", metrics)
+            figures = {k: v for k, v in metrics.items() if not k.endswith(_NOT_QUALITY)}
+            _receiver.record("transformers", figures)
         return metrics
 
     module.Trainer.evaluate = evaluate

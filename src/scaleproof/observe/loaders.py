@@ -66,6 +66,12 @@ class Pass:
         self.random_states = random_states()
         self.sampler_epoch: int | None = None
         self.base_seed: int | None = None
+        self.num_expected = num_batches(iterator)
+
+    @property
+    def is_used_up(self) -> bool:
+        """All batches that there are were handed out."""
+        return 0 < self.num_expected <= len(self.ledger.batch_sizes)
 
     def ids(self, indices: Any) -> Sequence[int] | None:
         """Indices of the loader's data set as ids of the one at the root; None: no such thing."""
@@ -74,6 +80,13 @@ class Pass:
             if indices is None:
                 return None
         return to_root(self.data_set, indices)
+
+
+def num_batches(iterator: Any) -> int:
+    """What a pass will hand out; -1 for streams, which may not know."""
+    if iterator._dataset_kind != _DatasetKind.Map:
+        return -1
+    return _length(iterator)
 
 
 def iterator_data_set(iterator: Any) -> Any:
@@ -134,8 +147,10 @@ class LoaderWatch:
         info = self._infos.get(id(loader))
         if info is None:
             info = self._enter(loader)
-        for earlier in [p for p in self._open if p.info is info]:
-            self.end(earlier, is_whole=False)
+        for earlier in list(self._open):
+            # Some loops count batches, and never ask for the one after the last.
+            if earlier.info is info or earlier.is_used_up:
+                self.end(earlier, is_whole=earlier.is_used_up)
         this = Pass(info, iterator, steps_done=self.steps_done, epoch=self.epoch)
         sampler = getattr(loader, "sampler", None)
         epoch = getattr(sampler, "epoch", None)
@@ -211,7 +226,7 @@ class LoaderWatch:
     def end_all(self) -> None:
         """The process is at its end."""
         for this in list(self._open):
-            self.end(this, is_whole=False)
+            self.end(this, is_whole=this.is_used_up)
 
     def reset_counts(self) -> tuple[int, int]:
         """Batches and samples since the last step, which are forgotten; samples are -1 when there

@@ -20,24 +20,39 @@ _WRAPPER_PREFIXES = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped
 
 
 @final
+class _Root:
+    """A root module, which the script may drop, and what stands before its tensors' names."""
+
+    def __init__(self, module: nn.Module, label: str | None) -> None:
+        self.reference = weakref.ref(module)
+        self.label = label
+
+
+@final
 class ModelInventory:
     """The root modules seen so far, and what they call their tensors.
 
-    Nothing is kept alive: a script may drop its model.
+    Nothing is kept alive. Once given, a name stays: with a single root there is nothing before
+    it, with several the class of each, numbered where two are alike.
     """
 
     def __init__(self) -> None:
-        self._roots: list[weakref.ref[nn.Module]] = []
+        self._roots: list[_Root] = []
+        self._kinds: list[str] = []
 
     @property
     def roots(self) -> list[nn.Module]:
-        return [root for reference in self._roots if (root := reference()) is not None]
+        return [module for root in self._roots if (module := root.reference()) is not None]
 
     def add(self, module: nn.Module) -> None:
-        """A root is known: a wrapper, which takes the place of what it contains."""
+        """A root is known; a wrapper takes the place, and the name, of what it contains."""
         inside = set(module.modules())
-        self._roots = [weakref.ref(root) for root in self.roots if root not in inside]
-        self._roots.append(weakref.ref(module))
+        replaced = [root for root in self._roots if root.reference() in inside]
+        label = next((root.label for root in replaced if root.label is not None), None)
+        self._roots = [
+            root for root in self._roots if root not in replaced and root.reference() is not None
+        ]
+        self._roots.append(_Root(module, label))
 
     def find(self, parameters: Iterable[Tensor]) -> list[nn.Module]:
         """Roots of ``parameters``: looked for among all live objects where they are not known."""
@@ -68,15 +83,23 @@ class ModelInventory:
         return self._named(lambda module: module.named_buffers())
 
     def _named(self, tensors_of: Any) -> Iterator[tuple[str, Any]]:
-        roots = self.roots
-        kinds = [type(unwrapped(root)).__name__ for root in roots]
-        for index, root in enumerate(roots):
-            prefix = ""
-            if len(roots) > 1:
-                number = kinds[:index].count(kinds[index])
-                prefix = kinds[index] + (f"#{number + 1}" if number else "") + "."
-            for name, tensor in tensors_of(root):
-                yield prefix + plain_name(name), tensor
+        self._label()
+        for root in self._roots:
+            module = root.reference()
+            if module is not None:
+                for name, tensor in tensors_of(module):
+                    yield f"{root.label}{plain_name(name)}", tensor
+
+    def _label(self) -> None:
+        """Give every root that has none its label, for good."""
+        is_single = len(self._roots) == 1 and not self._kinds
+        for root in self._roots:
+            module = root.reference()
+            if root.label is None and module is not None:
+                kind = type(unwrapped(module)).__name__
+                self._kinds.append(kind)
+                number = self._kinds.count(kind)
+                root.label = "" if is_single else kind + (f"#{number}." if number > 1 else ".")
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -105,7 +105,7 @@ def _patch_optimizers() -> None:
     def loading(original: Any) -> Any:
         def load_state_dict(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
             result = original(self, *args, **kwargs)
-            if _observer is not None:
+            if _observer is not None and self.state:  # frameworks load empty states too
                 _observer.state_loaded("optimizer", _steps_in(self.state))
             return result
 
