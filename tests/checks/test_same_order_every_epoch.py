@@ -1,10 +1,19 @@
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
+import pytest
 
+from observed import TRAINING, FakeScript, build_observed
 from scaleproof.checks.check import Judgement, Outcome
 from scaleproof.checks.same_order_every_epoch import MIN_SAMPLES, SameOrderEveryEpoch
+from scaleproof.evidence.observations import LoaderRecord, PassRecord
 from scaleproof.evidence.study import Study
+from scaleproof.evidence.writer import RankWriter
+from scaleproof.verdict.run_check import run_check
 from studies import FakeArm, build_study
 
 
@@ -79,3 +88,152 @@ def test_a_baseline_with_the_fault_is_no_measure(tmp_path: Path) -> None:
 
     assert judgement.outcome is Outcome.UNDECIDED
     assert "The baseline is no measure: single-1-seed0, rank 0" in judgement.sentence
+
+
+def script_with(
+    order_of: Callable[[int, int], np.ndarray], *, epochs: bool = False, **fields: Any
+) -> FakeScript:
+    """Two ranks; ``order_of`` gives a rank's ids of an epoch. ``epochs``: ``set_epoch`` is
+    called. ``fields`` change the training loader's record, or, where they have them, its passes."""
+
+    def change(rank: int, record: Any) -> Any:
+        if getattr(record, "loader", None) != TRAINING:
+            return record
+        if isinstance(record, PassRecord):
+            epoch = record.number if epochs else 0
+            record = msgspec.structs.replace(record, sampler_epoch=epoch)
+        known = {key: value for key, value in fields.items() if hasattr(record, key)}
+        return msgspec.structs.replace(record, **known)
+
+    return FakeScript(fed=lambda script, rank, epoch: order_of(rank, epoch), change=change)
+
+
+def shuffled(rank: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng(epoch).permutation(48)[rank::2]
+
+
+def shuffled_once(rank: int, epoch: int) -> np.ndarray:
+    return shuffled(rank, 0)
+
+
+def ascending(rank: int, epoch: int) -> np.ndarray:
+    return np.arange(rank, 48, 2)
+
+
+def test_a_script_that_shuffles_anew_passes(tmp_path: Path) -> None:
+    study = build_observed(tmp_path, script_with(shuffled, epochs=True))
+    finding = run_check(SameOrderEveryEpoch(), study, blocks=True)
+
+    assert finding.outcome is Outcome.PASS
+    assert "each of 2 ranks" in finding.sentence
+
+
+def test_a_script_without_set_epoch_fails_and_names_the_loader(tmp_path: Path) -> None:
+    judgement = judge(build_observed(tmp_path, script_with(shuffled_once)))
+
+    assert judgement.outcome is Outcome.FAIL
+    assert judgement.sentence == (
+        "observed-seed0, rank 0: 24 samples came in the same order in all 3 training passes over "
+        "the loader of train.py:30; the same on 1 other rank over all runs."
+    )
+
+
+def test_a_generator_that_is_seeded_anew_every_epoch_fails(tmp_path: Path) -> None:
+    script = script_with(
+        shuffled_once, sampler="torch.utils.data.sampler.RandomSampler", shards=None
+    )
+
+    assert judge(build_observed(tmp_path, script)).outcome is Outcome.FAIL
+
+
+def test_a_loader_made_anew_every_epoch_is_compared_with_those_before(tmp_path: Path) -> None:
+    base = script_with(shuffled_once)
+
+    def change(rank: int, record: Any) -> Any:
+        record = base.change(rank, record)
+        if isinstance(record, PassRecord) and record.loader == TRAINING:
+            return msgspec.structs.replace(record, loader=10 + record.number, number=0)
+        return record
+
+    def more(rank: int, writer: RankWriter) -> None:
+        for number in range(3):
+            loader = LoaderRecord(
+                loader=10 + number,
+                data_set=0,
+                data_set_type="TensorDataset",
+                num_items=48,
+                num_root=48,
+                sampler="torch.utils.data.distributed.DistributedSampler",
+                shards=(rank, 2),
+                batch_size=4,
+                drop_last=False,
+                num_workers=0,
+                where="train.py:50",
+            )
+            writer.record(loader)
+
+    judgement = judge(build_observed(tmp_path, replace(base, change=change, more=more)))
+
+    assert judgement.outcome is Outcome.FAIL
+    assert "all 3 training passes over the loader of train.py:50" in judgement.sentence
+
+
+def ascending_padded(rank: int, epoch: int) -> np.ndarray:
+    """47 items: the last rank gets the first one again."""
+    return np.append(np.arange(1, 47, 2), 0) if rank else np.arange(0, 47, 2)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        script_with(ascending),
+        script_with(ascending_padded),
+        script_with(ascending, sampler="x.SequentialSampler", shards=None),
+        script_with(shuffled_once, epochs=True),
+        script_with(shuffled_once, sampler="x.SequentialSampler", num_items=40, shards=None),
+    ],
+    ids=["shuffle=False", "padded", "sequential", "epoch ignored", "sequential subset"],
+)
+def test_an_order_that_was_chosen_passes_with_a_note(tmp_path: Path, script: FakeScript) -> None:
+    judgement = judge(build_observed(tmp_path, script))
+
+    assert judgement.outcome is Outcome.PASS
+    assert "Its sampler does not shuffle" in judgement.sentence
+
+
+def test_a_sequential_sampler_that_a_batch_sampler_replaced_is_not_asked(tmp_path: Path) -> None:
+    script = script_with(
+        shuffled_once, sampler="x.SequentialSampler", num_items=40, batch_size=None, shards=None
+    )
+
+    assert judge(build_observed(tmp_path, script)).outcome is Outcome.FAIL
+
+
+def test_one_training_pass_can_not_repeat(tmp_path: Path) -> None:
+    judgement = judge(build_observed(tmp_path, FakeScript(num_epochs=1)))
+
+    assert judgement.outcome is Outcome.NOT_APPLICABLE
+
+
+def test_nobody_knows_the_order_of_a_stream(tmp_path: Path) -> None:
+    judgement = judge(build_observed(tmp_path, script_with(shuffled_once, has_ids=False)))
+
+    assert judgement.outcome is Outcome.NOT_APPLICABLE
+    assert "over data with indices" in judgement.sentence
+
+
+def test_a_single_batch_has_no_order(tmp_path: Path) -> None:
+    script = replace(script_with(shuffled_once), batch_size=24)
+
+    assert judge(build_observed(tmp_path, script)).outcome is Outcome.NOT_APPLICABLE
+
+
+def test_a_script_without_loaders_is_not_asked(tmp_path: Path) -> None:
+    def change(rank: int, record: Any) -> Any:
+        return None if isinstance(record, LoaderRecord | PassRecord) else record
+
+    study = build_observed(tmp_path, FakeScript(change=change))
+    finding = run_check(SameOrderEveryEpoch(), study, blocks=True)
+
+    assert finding.outcome is Outcome.NOT_APPLICABLE
+    assert not finding.is_evidence_missing

@@ -28,7 +28,10 @@ def test_the_example_recipe_trains(tmp_path: Path):
 
 def test_public_names():
     assert scaleproof.Recipe.__name__ == "Recipe"
-    assert set(scaleproof.__all__) == {"Data", "Recipe", "Split", "__version__"}
+    assert set(scaleproof.__all__) == {
+        *("Data", "Recipe", "Split", "__version__"),
+        *("report_metrics", "report_predictions"),
+    }
     with pytest.raises(AttributeError, match="has no attribute 'Recipes'"):
         _ = scaleproof.Recipes  # pyright: ignore[reportAttributeAccessIssue]
 

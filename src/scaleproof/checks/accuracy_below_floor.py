@@ -7,7 +7,7 @@ import msgspec
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
 from scaleproof.checks.final_scores import CLASSES, final_scores
-from scaleproof.checks.needs import CANDIDATE_RUN, EVALUATIONS
+from scaleproof.checks.needs import CANDIDATE_RUN, EVALUATIONS, PREDICTIONS
 from scaleproof.checks.wording import counted, percent
 from scaleproof.evidence.study import Study
 from scaleproof.stats.shares import (
@@ -80,7 +80,7 @@ class AccuracyBelowFloor(AbstractCheck[AccuracyBelowFloorMeasurement]):
     name: ClassVar[str] = "accuracy-below-floor"
     question: ClassVar[Question] = Question.FIT
     family: ClassVar[Family] = Family.QUALITY
-    needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, CLASSES, EVALUATIONS)
+    needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, PREDICTIONS, CLASSES, EVALUATIONS)
 
     min_accuracy: float | None = None
     confidence: float = 0.95

@@ -8,7 +8,7 @@ import numpy as np
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
 from scaleproof.checks.final_scores import CLASSES
-from scaleproof.checks.needs import BASELINE, PAIRED_RUN
+from scaleproof.checks.needs import BASELINE, PAIRED_RUN, PREDICTIONS
 from scaleproof.checks.paired_quality import (
     PairedEvidence,
     judge_comparability,
@@ -81,7 +81,7 @@ class AccuracyDrop(AbstractCheck[AccuracyDifference]):
     name: ClassVar[str] = "accuracy-drop"
     question: ClassVar[Question] = Question.AS_GOOD
     family: ClassVar[Family] = Family.QUALITY
-    needs: ClassVar[tuple[Need, ...]] = (BASELINE, PAIRED_RUN, CLASSES)
+    needs: ClassVar[tuple[Need, ...]] = (BASELINE, PAIRED_RUN, PREDICTIONS, CLASSES)
 
     max_drop: float = 0.01
     confidence: float = 0.95

@@ -9,7 +9,7 @@ import msgspec
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
 from scaleproof.checks.final_scores import CLASSES, FinalScores, final_scores
-from scaleproof.checks.needs import CANDIDATE_RUN, EVALUATIONS
+from scaleproof.checks.needs import CANDIDATE_RUN, EVALUATIONS, PREDICTIONS
 from scaleproof.checks.wording import counted, listed, percent, short_percent
 from scaleproof.errors import UsageError
 from scaleproof.evidence.study import Study
@@ -101,7 +101,7 @@ class AccuracyParadox(AbstractCheck[AccuracyParadoxMeasurement]):
     name: ClassVar[str] = "accuracy-paradox"
     question: ClassVar[Question] = Question.FIT
     family: ClassVar[Family] = Family.QUALITY
-    needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, CLASSES, EVALUATIONS)
+    needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, PREDICTIONS, CLASSES, EVALUATIONS)
 
     min_recall: float = 0.4
     min_recall_by_class: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -308,8 +308,7 @@ def _arm_scores(study: Study, scores: tuple[FinalScores, ...]) -> ArmScores | No
     if not scores:
         return None
     run = next(run for run in study.runs.values() if run.name == scores[0].run)
-    assert run.manifest is not None  # a run with scores is usable
-    names = run.manifest.class_names
+    names = scores[0].class_names
     num_by_class = [sum(s.num_by_class[i] for s in scores) for i in range(len(names))]
     num_all = sum(num_by_class)
     majority = max(range(len(names)), key=lambda i: num_by_class[i])

@@ -7,29 +7,67 @@ from typing import Any
 from scaleproof.checks.accuracy_below_floor import AccuracyBelowFloor
 from scaleproof.checks.accuracy_drop import AccuracyDrop
 from scaleproof.checks.accuracy_paradox import AccuracyParadox
+from scaleproof.checks.batch_size_unscaled import BatchSizeUnscaled
+from scaleproof.checks.buffer_drift import BufferDrift
 from scaleproof.checks.check import AbstractCheck
+from scaleproof.checks.clipped_before_reduction import ClippedBeforeReduction
+from scaleproof.checks.early_stop_differs import EarlyStopDiffers
+from scaleproof.checks.frozen_parameters import FrozenParameters
+from scaleproof.checks.identical_augmentation import IdenticalAugmentation
+from scaleproof.checks.identical_dropout import IdenticalDropout
 from scaleproof.checks.loss_mismatch import LossMismatch
 from scaleproof.checks.low_efficiency import LowEfficiency
+from scaleproof.checks.metric_drop import MetricDrop
+from scaleproof.checks.metric_from_one_shard import MetricFromOneShard
+from scaleproof.checks.metric_over_padding import MetricOverPadding
+from scaleproof.checks.missing_samples import MissingSamples
+from scaleproof.checks.misweighted_gradients import MisweightedGradients
 from scaleproof.checks.no_speed_up import NoSpeedUp
 from scaleproof.checks.non_finite import NonFinite
+from scaleproof.checks.overlapping_samples import OverlappingSamples
+from scaleproof.checks.padded_evaluation import PaddedEvaluation
 from scaleproof.checks.recall_drop import RecallDrop
 from scaleproof.checks.replica_drift import ReplicaDrift
+from scaleproof.checks.resume_repeats_samples import ResumeRepeatsSamples
 from scaleproof.checks.same_order_every_epoch import SameOrderEveryEpoch
 from scaleproof.checks.sample_coverage import SampleCoverage
+from scaleproof.checks.schedule_drift import ScheduleDrift
+from scaleproof.checks.train_validation_overlap import TrainValidationOverlap
+from scaleproof.checks.uneven_batches import UnevenBatches
 from scaleproof.checks.unstable_loss import UnstableLoss
+from scaleproof.checks.unsynced_gradients import UnsyncedGradients
 from scaleproof.errors import UsageError
 
 ALL_CHECKS: tuple[type[AbstractCheck[Any]], ...] = (
     NoSpeedUp,
     LowEfficiency,
     AccuracyDrop,
+    MetricDrop,
     RecallDrop,
     LossMismatch,
     UnstableLoss,
+    UnsyncedGradients,
+    ClippedBeforeReduction,
+    MisweightedGradients,
+    FrozenParameters,
     NonFinite,
     ReplicaDrift,
+    BufferDrift,
     SampleCoverage,
+    OverlappingSamples,
+    MissingSamples,
+    UnevenBatches,
+    TrainValidationOverlap,
+    PaddedEvaluation,
     SameOrderEveryEpoch,
+    IdenticalAugmentation,
+    IdenticalDropout,
+    ResumeRepeatsSamples,
+    ScheduleDrift,
+    EarlyStopDiffers,
+    BatchSizeUnscaled,
+    MetricFromOneShard,
+    MetricOverPadding,
     AccuracyParadox,
     AccuracyBelowFloor,
 )

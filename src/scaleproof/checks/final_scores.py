@@ -1,7 +1,7 @@
 """What the last evaluation of a run says, class by class: counts, from which checks of accuracy and
 recall take their rates."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import final
 
 import msgspec
@@ -10,12 +10,22 @@ import numpy as np
 from scaleproof.checks.check import Need
 from scaleproof.evidence.study import Run
 
+MAX_NUMBERED_CLASSES = 1000
+"""With more, numbers that a script reports are the words of a language rather than classes."""
+
 CLASSES = Need(
     text="named classes: accuracy and recall are of classifiers",
     kind="structure",
-    is_met=lambda study: all(
-        run.manifest is not None and run.manifest.class_names
-        for run in study.runs_of(study.candidate)
+    is_met=lambda study: (
+        (
+            all(class_names_of((run,)) for run in study.runs_of(study.candidate))
+            and len(class_names_of(study.runs_of(study.candidate))) <= MAX_NUMBERED_CLASSES
+        )
+        if study.is_script
+        else all(
+            run.manifest is not None and run.manifest.class_names
+            for run in study.runs_of(study.candidate)
+        )
     ),
 )
 
@@ -24,12 +34,13 @@ CLASSES = Need(
 class FinalScores(msgspec.Struct, frozen=True, kw_only=True):
     """Right answers of one run at its last evaluation, each sample counted once.
 
-    ``num_by_class`` and ``num_right_by_class`` are in the order of the manifest's class names.
+    ``num_by_class`` and ``num_right_by_class`` are in the order of ``class_names``.
     """
 
     run: str
     seed: int
     epochs_done: int
+    class_names: tuple[str, ...]
     num_by_class: tuple[int, ...]
     num_right_by_class: tuple[int, ...]
 
@@ -48,25 +59,42 @@ class FinalScores(msgspec.Struct, frozen=True, kw_only=True):
 
 def final_scores(runs: Iterable[Run]) -> tuple[FinalScores, ...]:
     """One entry per run that has a final evaluation."""
-    return tuple(scores for run in runs if (scores := _scores_of(run)) is not None)
+    runs = tuple(runs)
+    names = class_names_of(runs)
+    return tuple(scores for run in runs if (scores := _scores_of(run, names)) is not None)
 
 
-def _scores_of(run: Run) -> FinalScores | None:
-    assert run.manifest is not None  # the run is usable
+def class_names_of(runs: Sequence[Run]) -> tuple[str, ...]:
+    """As the manifests name them, which agree. A script names none: its classes are the numbers
+    up to the largest that a final evaluation has."""
+    named = [run.manifest.class_names for run in runs if run.manifest is not None]
+    if any(named):
+        return named[0]
+    tables = [run.final_evaluation for run in runs]
+    largest = max(
+        (int(table[side].max()) for table in tables if len(table) for side in _SIDES), default=-1
+    )
+    return tuple(str(number) for number in range(largest + 1))
+
+
+_SIDES = ("target", "prediction")
+
+
+def _scores_of(run: Run, class_names: tuple[str, ...]) -> FinalScores | None:
     table = run.final_evaluation
     if len(table) == 0:
         return None
     # A sample that was scored twice counts once; that it was is for sample-coverage to say.
     _, first = np.unique(table["sample_id"], return_index=True)
     targets, predictions = table["target"][first], table["prediction"][first]
-    num_classes = len(run.manifest.class_names)
     right = targets[predictions == targets]
     return FinalScores(
         run=run.name,
         seed=run.seed,
         epochs_done=run.final_epochs_done,
-        num_by_class=_counts(targets, num_classes),
-        num_right_by_class=_counts(right, num_classes),
+        class_names=class_names,
+        num_by_class=_counts(targets, len(class_names)),
+        num_right_by_class=_counts(right, len(class_names)),
     )
 
 

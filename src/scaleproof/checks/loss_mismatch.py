@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
-from scaleproof.checks.needs import BASELINE, PAIRED_RUN
+from scaleproof.checks.needs import BASELINE, PAIRED_RUN, PREDICTIONS
 from scaleproof.checks.paired_quality import (
     DIVERGED_REMEDY,
     PairedEvidence,
@@ -22,6 +22,12 @@ from scaleproof.checks.wording import signed
 from scaleproof.evidence.study import Study
 from scaleproof.stats.noninferiority import measure_noninferiority, paired_item_standard_error
 from scaleproof.stats.paired import PairedEvaluations, align_with, pair_final_evaluations
+
+SAMPLE_LOSSES = Need(
+    text="the loss of each evaluation sample, which scripts don't report",
+    kind="structure",
+    is_met=lambda study: not study.is_script,
+)
 
 
 @final
@@ -80,7 +86,7 @@ class LossMismatch(AbstractCheck[LossDifference]):
     name: ClassVar[str] = "loss-mismatch"
     question: ClassVar[Question] = Question.AS_GOOD
     family: ClassVar[Family] = Family.QUALITY
-    needs: ClassVar[tuple[Need, ...]] = (BASELINE, PAIRED_RUN)
+    needs: ClassVar[tuple[Need, ...]] = (BASELINE, PAIRED_RUN, PREDICTIONS, SAMPLE_LOSSES)
 
     max_excess: float = 0.05
     confidence: float = 0.95

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from scaleproof.checks.check import Need
 from scaleproof.evidence.observations import (
+    MetricRecord,
     PassRecord,
     ProbeRecord,
     SnapshotRecord,
@@ -28,8 +29,9 @@ def _some_pass(study: Study, use: str) -> bool:
 
 
 def _has_all_epochs(study: Study) -> bool:
-    """Of both arms: a run that did all its epochs, as its ranks say, has a record of each."""
-    return all(
+    """Of both arms: a run that did all its epochs, as its ranks say, has a record of each. Nobody
+    knows how many epochs a script had to do."""
+    return study.is_script or all(
         len(rank.epochs) == study.request.num_epochs
         for run in study.usable_runs.values()
         if run.status == "complete"
@@ -45,6 +47,11 @@ def _has_last_states(study: Study) -> bool:
         if run.status == "complete"
         for rank in run.ranks
     )
+
+
+def has_predictions(study: Study) -> bool:
+    """Some rank of the candidate's finished runs recorded what it predicted in an evaluation."""
+    return any(rank.evaluations for run in study.runs_of(study.candidate) for rank in run.ranks)
 
 
 def _num_ranks(run: Run) -> int:
@@ -137,6 +144,29 @@ STATES = Need(
     is_met=lambda study: (
         _every_candidate_rank(study, lambda rank: bool(rank.states)) and _has_last_states(study)
     ),
+)
+REPLICA_RECORDS = Need(
+    text="digests of every rank's parameters, up to the end of training",
+    kind="evidence",
+    is_met=lambda study: (SNAPSHOTS if study.is_script else STATES).is_met(study),
+)
+TRAINING_LOSSES = Need(
+    text="the training losses of every rank",
+    kind="evidence",
+    is_met=lambda study: (STEPS if study.is_script else EPOCHS).is_met(study),
+)
+METRICS = Need(
+    text="figures of an evaluation: the script reported none (scaleproof.report_metrics)",
+    kind="structure",
+    is_met=lambda study: any(
+        rank.of(MetricRecord) for run in study.runs_of(study.candidate) for rank in run.ranks
+    ),
+)
+PREDICTIONS = Need(
+    text="evaluation predictions: the script reported no predictions "
+    "(scaleproof.report_predictions)",
+    kind="structure",
+    is_met=lambda study: not study.is_script or has_predictions(study),
 )
 EVALUATIONS = Need(
     text="evaluation records of the candidate's ranks at the end of training",

@@ -9,7 +9,9 @@ import numpy as np
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
 from scaleproof.checks.needs import CANDIDATE_RUN
+from scaleproof.checks.script_signs import first_signs, num_known_losses
 from scaleproof.checks.wording import counted
+from scaleproof.evidence.observations import SnapshotRecord
 from scaleproof.evidence.rank import Rank
 from scaleproof.evidence.study import Run, Study
 
@@ -32,10 +34,12 @@ class FirstNonFinite(msgspec.Struct, frozen=True, kw_only=True):
 
 @final
 class NonFiniteMeasurement(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry per run that has any; ``num_losses`` counts the finite and the other."""
+    """One entry per run that has any; ``num_losses`` counts the finite and the other, of a script
+    those that are known; ``num_snapshots`` the records of a script's state."""
 
     num_candidate_runs: int
     num_losses: int
+    num_snapshots: int
     candidate: tuple[FirstNonFinite, ...]
     baseline_arm: str | None
     num_baseline_runs: int
@@ -62,6 +66,11 @@ class NonFinite(AbstractCheck[NonFiniteMeasurement]):
         the one with the earliest step). When the baseline has it too, N devices did not cause it;
         when only the baseline has it, the baseline is no measure: undecided.
 
+        Of a script, an unknown loss looks like NaN. It counts as NaN when it was finite before,
+        never is again, and training did not end with finite weights; an infinite one always
+        does, but under a loss scaler. So do trained parameters, whatever else was finite once
+        (attention masks hold infinities by design), and a reported loss.
+
     What it can't see
         Gradients that a loss scaler found infinite and skipped: that is its job. Values that were
         NaN between two records and became finite again.
@@ -83,16 +92,15 @@ class NonFinite(AbstractCheck[NonFiniteMeasurement]):
     def measure(self, study: Study) -> NonFiniteMeasurement:
         candidate = study.runs_of(study.candidate)
         baseline = study.runs_of(study.baseline) if study.baseline is not None else ()
-        num_losses = sum(
-            e.num_steps for run in candidate for rank in run.ranks for e in rank.epochs
-        )
+        ranks = [rank for run in candidate for rank in run.ranks]
         return NonFiniteMeasurement(
             num_candidate_runs=len(candidate),
-            num_losses=num_losses,
-            candidate=tuple(_first_of_runs(candidate)),
+            num_losses=sum(_num_losses(rank, is_script=study.is_script) for rank in ranks),
+            num_snapshots=sum(len(rank.of(SnapshotRecord)) for rank in ranks),
+            candidate=tuple(_first_of_runs(candidate, is_script=study.is_script)),
             baseline_arm=None if study.baseline is None else study.baseline.name,
             num_baseline_runs=len(baseline),
-            baseline=tuple(_first_of_runs(baseline)),
+            baseline=tuple(_first_of_runs(baseline, is_script=study.is_script)),
         )
 
     def judge(self, measurement: NonFiniteMeasurement) -> Judgement:
@@ -107,7 +115,7 @@ class NonFinite(AbstractCheck[NonFiniteMeasurement]):
                 sentence=f"{sentence}{_also_in_baseline(measurement)}.",
                 remedy=remedy,
             )
-        if measurement.num_losses == 0:
+        if measurement.num_losses == 0 and measurement.num_snapshots == 0:
             return Judgement(
                 outcome=Outcome.UNDECIDED,
                 sentence="No training loss was recorded.",
@@ -120,18 +128,56 @@ class NonFinite(AbstractCheck[NonFiniteMeasurement]):
                 sentence=f"The baseline is no measure: {sentence}.",
                 remedy=f"{remedy} Then compare again.",
             )
-        return Judgement(
-            outcome=Outcome.PASS,
-            sentence=f"The loss of all {counted(measurement.num_losses, 'training step')}, all "
-            "evaluation losses and all norms are finite.",
+        if measurement.num_losses == 0:
+            sentence = "All norms of the training state are finite; the losses are not known."
+        else:
+            sentence = (
+                f"The loss of all {counted(measurement.num_losses, 'training step')}, all "
+                "evaluation losses and all norms are finite."
+            )
+        return Judgement(outcome=Outcome.PASS, sentence=sentence)
+
+
+def _num_losses(rank: Rank, *, is_script: bool) -> int:
+    return num_known_losses(rank) if is_script else sum(e.num_steps for e in rank.epochs)
+
+
+def _first_of_runs(runs: tuple[Run, ...], *, is_script: bool) -> Iterator[FirstNonFinite]:
+    signs = _script_signs if is_script else _signs
+    for run in runs:
+        found = [first for rank in run.ranks for first in signs(run, rank)]
+        if found:
+            yield min(found, key=_time)
+
+
+def _script_signs(run: Run, rank: Rank) -> Iterator[FirstNonFinite]:
+    """The same for a rank of a script, in the epochs of its steps."""
+    epochs = rank.observed_steps["epoch"]
+    for sign in first_signs(rank):
+        epoch, step = -1, None
+        if 0 < sign.steps_done <= len(epochs):
+            epoch = int(epochs[sign.steps_done - 1])
+            step = sign.steps_done - 1 - int(np.argmax(epochs == epoch))
+        yield FirstNonFinite(
+            run=run.name,
+            rank=rank.rank,
+            what=sign.what,
+            epoch=epoch,
+            step=step,
+            num_steps=sign.num_steps,
+        )
+    if rank.outcome is not None and rank.outcome.status == "diverged":
+        yield FirstNonFinite(
+            run=run.name,
+            rank=rank.rank,
+            what=_STOPPED_THERE,
+            epoch=rank.outcome.epoch,
+            step=None,
+            num_steps=0,
         )
 
 
-def _first_of_runs(runs: tuple[Run, ...]) -> Iterator[FirstNonFinite]:
-    for run in runs:
-        found = [first for rank in run.ranks for first in _signs(run, rank)]
-        if found:
-            yield min(found, key=_time)
+_STOPPED_THERE = "a loss or score (the rank stopped there)"
 
 
 def _signs(run: Run, rank: Rank) -> Iterator[FirstNonFinite]:
@@ -158,7 +204,7 @@ def _signs(run: Run, rank: Rank) -> Iterator[FirstNonFinite]:
             yield sign(f"{tensor.kind} {tensor.name!r}", state.epochs_done - 1)
             break
     if rank.outcome is not None and rank.outcome.status == "diverged":
-        yield sign("a loss or score (the rank stopped there)", rank.outcome.epoch)
+        yield sign(_STOPPED_THERE, rank.outcome.epoch)
 
 
 def _time(found: FirstNonFinite) -> tuple[int, float, int]:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
-from scaleproof.checks.final_scores import CLASSES
-from scaleproof.checks.needs import BASELINE, PAIRED_RUN
+from scaleproof.checks.final_scores import CLASSES, class_names_of
+from scaleproof.checks.needs import BASELINE, PAIRED_RUN, PREDICTIONS
 from scaleproof.checks.paired_quality import (
     PairedEvidence,
     judge_comparability,
@@ -105,7 +105,7 @@ class RecallDrop(AbstractCheck[RecallDifference]):
     name: ClassVar[str] = "recall-drop"
     question: ClassVar[Question] = Question.AS_GOOD
     family: ClassVar[Family] = Family.QUALITY
-    needs: ClassVar[tuple[Need, ...]] = (BASELINE, PAIRED_RUN, CLASSES)
+    needs: ClassVar[tuple[Need, ...]] = (BASELINE, PAIRED_RUN, PREDICTIONS, CLASSES)
 
     max_drop: float = 0.05
     confidence: float = 0.95
@@ -116,7 +116,9 @@ class RecallDrop(AbstractCheck[RecallDifference]):
         evidence = paired_evidence(study, samples)
         if not evidence.seeds or not evidence.num_samples:
             return RecallDifference(evidence=evidence, classes=(), absent=())
-        class_names = _class_names(study)
+        class_names = class_names_of(
+            [run for pair in study.pairs for run in (pair.baseline, pair.candidate)]
+        )
         targets = samples.baseline["target"][0]
         baseline = samples.baseline["prediction"] == targets
         candidate = samples.candidate["prediction"] == targets
@@ -232,9 +234,3 @@ def _measure_class(
         item_standard_error=paired_item_standard_error(differences),
         flip_standard_deviation=flip_standard_deviation(differences),
     )
-
-
-def _class_names(study: Study) -> tuple[str, ...]:
-    manifest = study.pairs[0].baseline.manifest
-    assert manifest is not None  # the run is usable
-    return manifest.class_names

@@ -1,58 +1,37 @@
 """The check ``replica-drift``."""
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import groupby, pairwise
 from typing import ClassVar, final
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
-from scaleproof.checks.needs import CANDIDATE_RUN, STATES, TWO_RANKS
+from scaleproof.checks.needs import CANDIDATE_RUN, REPLICA_RECORDS, TWO_RANKS
+from scaleproof.checks.replicas import KIND_WORDS, Compared, Drift, RankState, compare_states
 from scaleproof.checks.wording import counted, listed
-from scaleproof.errors import EvidenceError
+from scaleproof.evidence.observations import Moment, ProcessRecord, SnapshotRecord
 from scaleproof.evidence.rank import Rank
-from scaleproof.evidence.records import StateRecord, TensorKind, TensorState
+from scaleproof.evidence.records import TensorKind
 from scaleproof.evidence.study import Run, Study
 
-TensorKey = tuple[TensorKind, str]
-
-
-@final
-class Drift(msgspec.Struct, frozen=True, kw_only=True):
-    """A tensor that is not the same on ``rank`` as on ``reference_rank``.
-
-    ``distance`` is the Euclidean distance over the larger norm, estimated from the sketches; None
-    when it has none: ``difference`` then says what is different (size, NaN, one of them missing).
-    """
-
-    run: str
-    epochs_done: int
-    rank: int
-    reference_rank: int
-    kind: TensorKind
-    tensor: str
-    distance: float | None
-    difference: str
+_REPLICATED_KINDS = (TensorKind.PARAMETER, TensorKind.OPTIMIZER)
+"""Of a script: its buffers may differ between steps, and are buffer-drift's."""
 
 
 @final
 class ReplicaDriftMeasurement(msgspec.Struct, frozen=True, kw_only=True):
-    """``drifts``: of each run, kind of tensor and epoch, the largest one; counts are over all."""
+    """``moments``: of each run, in order, those at which two or more ranks could be compared.
 
-    num_tensors: int
-    """Tensors compared, over runs, epochs and ranks."""
-    num_unequal: int
-    num_not_finite: int
-    """Of the unequal ones, those with a NaN or an infinity on both sides: they have no distance."""
-    drifts: tuple[Drift, ...]
+    ``missing``: state records that a rank lacks and another has. ``left_out``: why a run's ranks
+    hold no replicas.
+    """
+
+    is_script: bool
+    moments: tuple[Compared, ...]
     missing: tuple[str, ...]
-    """State records that a rank lacks and another has."""
-    is_replicated: bool
-    """Whether any record says that the ranks must hold the same bytes."""
+    left_out: tuple[str, ...]
 
 
 @final
@@ -61,187 +40,207 @@ class ReplicaDrift(AbstractCheck[ReplicaDriftMeasurement]):
     """Ranks that must hold the same model do not.
 
     What it looks for
-        Parameters, buffers or optimizer state that differ between ranks at the end of an epoch,
-        although the strategy keeps a replica on every rank.
+        Parameters or optimizer state that differ between ranks although each keeps a replica: of
+        a recipe, at the end of an epoch, and buffers too; of a script, before the first step,
+        after the first steps and some later ones, and at the end.
 
     Why it matters
         A forward past the DDP wrapper, a parameter added or unfrozen after wrapping, a weight
-        that one rank changes on its own: gradients are then no longer shared, each rank trains a
-        model of its own on its part of the data, and what is saved is rank 0's. No error tells.
+        that one rank changes on its own, or weights that were never sent from rank 0 in a loop of
+        one's own: gradients then belong to other weights, each rank trains a model of its own on
+        its part of the data, and what is saved is rank 0's. No error tells.
 
     How it decides
-        Each rank records a digest of every tensor before training and after each epoch. Equal
-        digests mean equal bytes. Where they differ, sketches (64 signed bucket sums per tensor)
-        give the distance relative to the norm, to about a tenth; above `tolerance` it fails, up
-        to there it is rounding, as reductions that are not deterministic leave it. Another set
-        of tensors, another size, or values that are not finite on one rank only fail too. It names
-        the first epoch, in it parameters before buffers before optimizer state, the rank that
-        differs from most others, and the tensor that differs most. Records of sharded state are
-        left out.
+        Each rank records a digest of every tensor. Equal digests mean equal bytes. Where they
+        differ, sketches (64 signed bucket sums per tensor) give the distance relative to the norm,
+        to about a tenth; above `tolerance` it fails, up to there it is rounding, as reductions
+        that are not deterministic leave it. It names the first moment, in it parameters before
+        buffers before optimizer state, the rank that differs from most others, and the tensor
+        that differs most. Sharded tensors are left out.
+
+        Of a recipe, another set of tensors or another size fails too. Of a script, these mean that
+        the ranks hold parts of one model, which have no replica; weights that differ before the
+        first step and agree after it were sent from rank 0 in between; and ranks that differ and
+        agree again later train apart and average now and then (local SGD), if on purpose is
+        undecided.
 
     What it can't see
         A fault that all ranks share: an average over the wrong number of ranks leaves them equal.
-        Drift inside an epoch that is mended before its end. Random-number state.
+        Drift that is mended between two records. Hand-written tensor parallelism whose parts have
+        the same names and sizes on all ranks looks like drift: name the check in the profile's
+        `advisory` list. Random-number state.
 
     How to fix it
         Parameters: call the wrapped module, not `.module`; wrap after the last parameter is added,
-        unfrozen or converted; leave every change of weights to the optimizer. Buffers: use
-        `SyncBatchNorm`, or broadcast buffers before evaluating and saving. Optimizer state alone:
-        give all ranks the same learning rate, loss scale and steps.
+        unfrozen or converted; in a loop of your own, broadcast the weights once before the first
+        step; leave every change of weights to the optimizer. Buffers: use `SyncBatchNorm`, or
+        broadcast buffers before evaluating and saving. Optimizer state alone: give all ranks the
+        same learning rate, loss scale and steps.
 
     References
         Charikar, Chen and Farach-Colton (2002), Finding frequent items in data streams (count
-        sketch). pytorch/pytorch#104336, #13711, Lightning-AI/pytorch-lightning#20340.
+        sketch). Lin et al. (2020), Don't use large mini-batches, use local SGD, arXiv 1808.07217.
+        pytorch/pytorch#104336, #13711, Lightning-AI/pytorch-lightning#20340.
     """
 
     name: ClassVar[str] = "replica-drift"
     question: ClassVar[Question] = Question.SOUND
     family: ClassVar[Family] = Family.REPLICAS
-    needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, TWO_RANKS, STATES)
+    needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, TWO_RANKS, REPLICA_RECORDS)
+    consequence_of: ClassVar[tuple[str, ...]] = (
+        "unsynced-gradients",
+        "schedule-drift",
+        "early-stop-differs",
+        "uneven-batches",
+        "clipped-before-reduction",
+    )
 
     tolerance: float = 1e-6
 
     def measure(self, study: Study) -> ReplicaDriftMeasurement:
-        comparisons = [_compare_run(run) for run in study.runs_of(study.candidate)]
+        compare = _compare_script if study.is_script else _compare_recipe
+        found = [compare(run) for run in study.runs_of(study.candidate)]
         return ReplicaDriftMeasurement(
-            num_tensors=sum(c.num_tensors for c in comparisons),
-            num_unequal=sum(c.num_unequal for c in comparisons),
-            num_not_finite=sum(c.num_not_finite for c in comparisons),
-            drifts=tuple(drift for c in comparisons for drift in c.drifts),
-            missing=tuple(gap for c in comparisons for gap in c.missing),
-            is_replicated=any(c.is_replicated for c in comparisons),
+            is_script=study.is_script,
+            moments=tuple(moment for one in found for moment in one.moments),
+            missing=tuple(gap for one in found for gap in one.missing),
+            left_out=tuple(one.left_out for one in found if one.left_out),
         )
 
     def judge(self, measurement: ReplicaDriftMeasurement) -> Judgement:
-        beyond = [d for d in measurement.drifts if self._is_beyond(d)]
+        moments = measurement.moments
+        if measurement.is_script:
+            if (undecided := self._judge_averaging(moments)) is not None:
+                return undecided
+            moments = self._without_first_broadcast(moments)
+        beyond = [d for moment in moments for d in moment.drifts if d.is_beyond(self.tolerance)]
         if beyond:
-            first = min(beyond, key=_told_first)
-            return Judgement(
-                outcome=Outcome.FAIL,
-                sentence=self._sentence(first, beyond),
-                remedy=_REMEDIES[first.kind],
-            )
+            return self._judge_drift(beyond, is_script=measurement.is_script)
         if measurement.missing:
             return Judgement(
                 outcome=Outcome.UNDECIDED,
                 sentence=f"State records are missing: {listed(measurement.missing)}.",
                 remedy="Run the study again to its end and copy the whole folder.",
             )
-        if not measurement.is_replicated:
+        if not moments:
             return Judgement(
                 outcome=Outcome.NOT_APPLICABLE,
-                sentence="The training state is sharded: no rank holds a replica.",
+                sentence=measurement.left_out[0]
+                if measurement.left_out
+                else "No two ranks recorded their state at the same moment.",
             )
-        if measurement.num_not_finite:
-            return Judgement(
-                outcome=Outcome.UNDECIDED,
-                sentence=f"{counted(measurement.num_not_finite, 'tensor')} differ between ranks "
-                "and are not finite on any of them: they have no distance.",
-                remedy="Mend the values that are not finite first (see non-finite).",
-            )
-        if measurement.drifts:
-            most = max(measurement.drifts, key=lambda d: d.distance or 0.0)
-            return Judgement(
-                outcome=Outcome.PASS,
-                sentence=f"Replicas agree up to rounding: {measurement.num_unequal} of "
-                f"{counted(measurement.num_tensors, 'comparison')} are unequal, at most "
-                f"{most.distance or 0.0:.1e} of the norm ({most.kind} {most.tensor!r}).",
-            )
+        return _judge_agreement(moments)
+
+    def _judge_drift(self, beyond: list[Drift], *, is_script: bool) -> Judgement:
+        first = min(beyond, key=_told_first)
+        kinds = {drift.kind for drift in beyond} - {first.kind}
+        also = [KIND_WORDS[kind] for kind in TensorKind if kind in kinds]
+        rest = f" (and {listed(also)} too)" if also else ""
+        what = f"{KIND_WORDS[first.kind]} {first.tensor!r} {first.how(self.tolerance)}"
+        is_from_start = is_script and first.order == 0 and first.kind is TensorKind.PARAMETER
         return Judgement(
-            outcome=Outcome.PASS,
-            sentence=f"Replicas agree byte for byte "
-            f"({counted(measurement.num_tensors, 'comparison')} of tensors).",
+            outcome=Outcome.FAIL,
+            sentence=f"{first.run}, rank {first.rank}, {first.when}: {what}{rest}.",
+            remedy=_START_REMEDY if is_from_start else _REMEDIES[first.kind],
         )
 
-    def _is_beyond(self, drift: Drift) -> bool:
-        return drift.distance is None or drift.distance > self.tolerance
+    def _judge_averaging(self, moments: Sequence[Compared]) -> Judgement | None:
+        """Undecided when ranks that differed after a step agree again later; else None."""
+        for before, after in pairwise(moments):
+            is_same_training = before.run == after.run and before.order > 0
+            drifted = [d for d in before.drifts if d.is_beyond(self.tolerance)]
+            if is_same_training and drifted and not after.is_beyond(self.tolerance):
+                first = drifted[0]
+                return Judgement(
+                    outcome=Outcome.UNDECIDED,
+                    sentence=f"{first.run}: {KIND_WORDS[first.kind]} {first.tensor!r} of rank "
+                    f"{first.rank} {first.how(self.tolerance)} {first.when}, and all ranks agree "
+                    f"after step {after.order:,}: they train apart and are made equal now and "
+                    "then.",
+                    remedy="If this is local SGD, name replica-drift in the profile's advisory "
+                    "list; otherwise average the gradients at every step.",
+                )
+        return None
 
-    def _sentence(self, first: Drift, beyond: list[Drift]) -> str:
-        when = "before training" if first.epochs_done == 0 else f"after epoch {first.epochs_done}"
-        if first.distance is None:
-            how = first.difference
-        else:
-            how = (
-                f"differs from rank {first.reference_rank} by {first.distance:.1e} of its norm "
-                f"(tolerance {self.tolerance:.0e})"
+    def _without_first_broadcast(self, moments: Sequence[Compared]) -> tuple[Compared, ...]:
+        """Without the moment before the first step, of runs whose ranks agree right after it."""
+        kept: list[Compared] = []
+        for _, of_run in groupby(moments, key=lambda moment: moment.run):
+            start, *later = of_run
+            is_sent_later = (
+                start.order == 0
+                and start.is_beyond(self.tolerance)
+                and bool(later)
+                and not later[0].is_beyond(self.tolerance)
             )
-        kinds = {drift.kind for drift in beyond} - {first.kind}
-        also = [_KIND_WORDS[kind] for kind in TensorKind if kind in kinds]
-        rest = f" (and {listed(also)} too)" if also else ""
-        what = f"{_KIND_WORDS[first.kind]} {first.tensor!r}"
-        return f"{first.run}, rank {first.rank}, {when}: {what} {how}{rest}."
+            kept += later if is_sent_later else [start, *later]
+        return tuple(kept)
 
 
 _KIND_ORDER = {TensorKind.PARAMETER: 0, TensorKind.BUFFER: 1, TensorKind.OPTIMIZER: 2}
-_KIND_WORDS = {
-    TensorKind.PARAMETER: "parameter",
-    TensorKind.BUFFER: "buffer",
-    TensorKind.OPTIMIZER: "optimizer state",
-}
 _REMEDIES = {
     TensorKind.PARAMETER: "Call the wrapped module (never .module), wrap it after its last "
     "parameter is added or unfrozen, and change weights through the optimizer only.",
     TensorKind.BUFFER: "Use SyncBatchNorm, or broadcast the buffers before evaluating and saving.",
     TensorKind.OPTIMIZER: "Give all ranks the same learning rate, loss scale and number of steps.",
 }
+_START_REMEDY = (
+    "Send rank 0's weights to all ranks once before the first step (torch.distributed.broadcast of "
+    "every parameter), or wrap the model in DistributedDataParallel, which does."
+)
 
 
 def _told_first(drift: Drift) -> tuple[int, int, str]:
-    return drift.epochs_done, _KIND_ORDER[drift.kind], drift.run
+    return drift.order, _KIND_ORDER[drift.kind], drift.run
+
+
+def _judge_agreement(moments: Sequence[Compared]) -> Judgement:
+    num_not_finite = sum(moment.num_not_finite for moment in moments)
+    if num_not_finite:
+        return Judgement(
+            outcome=Outcome.UNDECIDED,
+            sentence=f"{counted(num_not_finite, 'tensor')} differ between ranks and are not "
+            "finite on any of them: they have no distance.",
+            remedy="Mend the values that are not finite first (see non-finite).",
+        )
+    num_tensors = sum(moment.num_tensors for moment in moments)
+    num_unequal = sum(moment.num_unequal for moment in moments)
+    drifts = [drift for moment in moments for drift in moment.drifts]
+    if drifts:
+        most = max(drifts, key=lambda d: d.distance or 0.0)
+        return Judgement(
+            outcome=Outcome.PASS,
+            sentence=f"Replicas agree up to rounding: {num_unequal} of "
+            f"{counted(num_tensors, 'comparison')} are unequal, at most "
+            f"{most.distance or 0.0:.1e} of the norm ({most.kind} {most.tensor!r}).",
+        )
+    return Judgement(
+        outcome=Outcome.PASS,
+        sentence=f"Replicas agree byte for byte ({counted(num_tensors, 'comparison')} of tensors).",
+    )
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _RunComparison:
-    num_tensors: int
-    num_unequal: int
-    num_not_finite: int
-    drifts: list[Drift]
-    missing: list[str]
-    is_replicated: bool
+    moments: tuple[Compared, ...] = ()
+    missing: tuple[str, ...] = ()
+    left_out: str = ""
 
 
-@final
-@dataclass(frozen=True)
-class _RankState:
-    """The state of one rank after one epoch, with its sketches read once, when needed."""
-
-    rank: Rank
-    record: StateRecord
-
-    @cached_property
-    def index_by_key(self) -> dict[TensorKey, int]:
-        table = {(t.kind, t.name): index for index, t in enumerate(self.record.tensors)}
-        if len(table) != len(self.record.tensors):
-            raise EvidenceError(
-                f"{self.rank.folder} lists a tensor twice in its state after epoch "
-                f"{self.record.epochs_done}. Restore the folder from where the study was made."
-            )
-        return table
-
-    @cached_property
-    def sketches(self) -> NDArray[np.float64]:
-        return self.rank.sketches(self.record)
-
-    def tensor(self, key: TensorKey) -> TensorState | None:
-        index = self.index_by_key.get(key)
-        return None if index is None else self.record.tensors[index]
-
-    def digest(self, key: TensorKey) -> str | None:
-        tensor = self.tensor(key)
-        return None if tensor is None else tensor.digest
-
-
-def _compare_run(run: Run) -> _RunComparison:
-    by_epoch: dict[int, list[_RankState]] = {}
+def _compare_recipe(run: Run) -> _RunComparison:
+    by_epoch: dict[int, list[RankState]] = {}
     for rank in run.ranks:
         for record in rank.states:
             if record.replicated:
-                state = _RankState(rank=rank, record=record)
-                by_epoch.setdefault(record.epochs_done, []).append(state)
+                epochs_done = record.epochs_done
+                when = f"after epoch {epochs_done}" if epochs_done else "before training"
+                state = RankState(rank=rank, record=record, when=when)
+                by_epoch.setdefault(epochs_done, []).append(state)
+    if not by_epoch:
+        return _RunComparison(left_out="The training state is sharded: no rank holds a replica.")
+    moments: list[Compared] = []
     missing: list[str] = []
-    drifts: list[Drift] = []
-    num_tensors = num_unequal = num_not_finite = 0
     for epochs_done, states in sorted(by_epoch.items()):
         present = {state.rank.rank for state in states}
         missing += [
@@ -249,71 +248,76 @@ def _compare_run(run: Run) -> _RunComparison:
             for rank in run.ranks
             if rank.rank not in present
         ]
-        num_tensors += sum(len(state.record.tensors) for state in states[1:])
-        found = list(_compare_states(run.name, states))
-        comparable = [drift for drift in found if drift is not None]
-        num_unequal += len(found)
-        num_not_finite += len(found) - len(comparable)
-        for kind in TensorKind:
-            of_kind = [drift for drift in comparable if drift.kind is kind]
-            if of_kind:
-                drifts.append(max(of_kind, key=_severity))
-    return _RunComparison(
-        num_tensors=num_tensors,
-        num_unequal=num_unequal,
-        num_not_finite=num_not_finite,
-        drifts=drifts,
-        missing=missing,
-        is_replicated=bool(by_epoch),
-    )
+        moments.append(compare_states(run.name, epochs_done, states, only_shared=False))
+    return _RunComparison(moments=tuple(moments), missing=tuple(missing))
 
 
-def _severity(drift: Drift) -> float:
-    return float("inf") if drift.distance is None else drift.distance
+def _compare_script(run: Run) -> _RunComparison:
+    if (left_out := _why_no_replicas(run)) != "":
+        return _RunComparison(left_out=left_out)
+    moments = [
+        compare_states(run.name, order, states, only_shared=True)
+        for order, states in _script_moments(run)
+    ]
+    ended = {rank.rank for rank in run.ranks for r in rank.of(SnapshotRecord) if _is_end(r)}
+    missing = [
+        f"{run.name}, rank {rank.rank}, at the end" for rank in run.ranks if rank.rank not in ended
+    ]
+    return _RunComparison(moments=tuple(moments), missing=tuple(missing))
 
 
-def _compare_states(run: str, states: list[_RankState]) -> Iterator[Drift | None]:
-    """Every tensor of every rank that differs from what most ranks hold; None where there is no
-    finite number on either side to compare."""
-    for key in sorted({key for state in states for key in state.index_by_key}):
-        digests = Counter(state.digest(key) for state in states)
-        if len(digests) == 1:
-            continue
-        usual, _ = digests.most_common(1)[0]  # of equally common ones, the lowest rank's
-        reference = next(state for state in states if state.digest(key) == usual)
-        for state in states:
-            if state.digest(key) != usual:
-                yield _drift(run, key, reference, state)
+def _is_end(record: SnapshotRecord) -> bool:
+    return record.moment is Moment.END
 
 
-def _drift(run: str, key: TensorKey, reference: _RankState, state: _RankState) -> Drift | None:
-    mine, usual = state.tensor(key), reference.tensor(key)
-    other = f"rank {reference.rank.rank}"
-    distance, difference = None, ""
-    if mine is None:
-        difference = f"is missing, which {other} has"
-    elif usual is None:
-        difference = f"is there, which {other} does not have"
-    elif mine.numel != usual.numel:
-        difference = f"has {mine.numel:,} numbers, on {other} it has {usual.numel:,}"
-    elif mine.norm is None and usual.norm is None:
-        return None
-    elif mine.norm is None or usual.norm is None:
-        difference = f"is {'not ' if mine.norm is None else ''}finite, unlike on {other}"
-    else:
-        rows = state.index_by_key[key], reference.index_by_key[key]
-        gap = float(np.linalg.norm(state.sketches[rows[0]] - reference.sketches[rows[1]]))
-        scale = max(mine.norm, usual.norm)
-        distance = gap / scale if scale > 0 else 0.0
-        if not np.isfinite(distance):
-            distance, difference = None, f"has no finite distance from {other}"
-    return Drift(
-        run=run,
-        epochs_done=state.record.epochs_done,
-        rank=state.rank.rank,
-        reference_rank=reference.rank.rank,
-        kind=key[0],
-        tensor=key[1],
-        distance=distance,
-        difference=difference,
-    )
+def _script_moments(run: Run) -> Iterator[tuple[int, list[RankState]]]:
+    """The moments that two ranks or more recorded, in order, with the steps done then. The end is
+    one moment, however many steps each rank did until then."""
+    by_moment: dict[tuple[bool, int], dict[int, RankState]] = {}
+    num_steps = 0
+    for rank in run.ranks:
+        for record in rank.of(SnapshotRecord):
+            if record.moment is Moment.EVALUATION:  # weights may be swapped for averaged ones
+                continue
+            num_steps = max(num_steps, record.steps_done)
+            key = (True, 0) if _is_end(record) else (False, record.steps_done)
+            state = RankState(
+                rank=rank, record=record, when=_words(record), kinds=_REPLICATED_KINDS
+            )
+            by_moment.setdefault(key, {})[rank.rank] = state  # of two at one moment, the later
+    for is_end, steps_done in sorted(by_moment):
+        states = by_moment[is_end, steps_done]
+        if len(states) > 1:
+            yield num_steps if is_end else steps_done, list(states.values())
+
+
+def _words(record: SnapshotRecord) -> str:
+    if record.moment is Moment.START:
+        return "before the first step"
+    after = f"after step {record.steps_done:,}"
+    return f"at the end ({after})" if _is_end(record) else after
+
+
+def _why_no_replicas(run: Run) -> str:
+    """Empty when the ranks hold replicas, in whole or in part."""
+    processes = [process for rank in run.ranks for process in rank.of(ProcessRecord)]
+    sizes = [_parameter_sizes(rank) for rank in run.ranks]
+    is_sharded = any(process.parallelism == "fsdp1" for process in processes)
+    if is_sharded or not any(sizes):
+        return "The parameters are sharded: no rank holds a replica."
+    first, *others = sizes
+    for other in others:
+        has_own_names = bool(first.keys() - other.keys()) and bool(other.keys() - first.keys())
+        shared = first.keys() & other.keys()
+        if has_own_names or any(first[name] != other[name] for name in shared):
+            return "Each rank holds a part of the model of its own, no replica."
+    return ""
+
+
+def _parameter_sizes(rank: Rank) -> dict[str, int]:
+    return {
+        tensor.name: tensor.numel
+        for record in rank.of(SnapshotRecord)
+        for tensor in record.tensors
+        if tensor.kind is TensorKind.PARAMETER
+    }

@@ -1,13 +1,14 @@
 """The check ``same-order-every-epoch``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import msgspec
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
-from scaleproof.checks.needs import CANDIDATE_RUN, SAMPLES
+from scaleproof.checks.needs import CANDIDATE_RUN, SAMPLES, TRAINING_LOADER
+from scaleproof.checks.passes import RankPass, shared_loaders
 from scaleproof.checks.wording import counted, listed
 from scaleproof.evidence.rank import Rank
 from scaleproof.evidence.study import Run, Study
@@ -15,10 +16,22 @@ from scaleproof.evidence.study import Run, Study
 MIN_SAMPLES = 8
 """Fewer samples may come in the same order twice by chance: 1 in 8! is one in 40,320."""
 
+SAMPLES_OF_RECIPE = Need(
+    text=SAMPLES.text,
+    kind="evidence",
+    is_met=lambda study: study.is_script or SAMPLES.is_met(study),
+)
+LOADER_OF_SCRIPT = Need(
+    text=TRAINING_LOADER.text,
+    kind="structure",
+    is_met=lambda study: not study.is_script or TRAINING_LOADER.is_met(study),
+)
+
 
 @final
 class RepeatedOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """Epochs (from 0) in which a rank was fed the same samples in the same order."""
+    """Epochs (from 0) in which a rank was fed the same samples in the same order; of a script,
+    passes over a loader. ``where``: that loader; empty for a recipe."""
 
     run: str
     rank: int
@@ -26,11 +39,15 @@ class RepeatedOrder(msgspec.Struct, frozen=True, kw_only=True):
     num_epochs: int
     """Epochs of this rank that were compared."""
     num_fed: int
+    where: str = ""
+    is_by_choice: bool = False
+    """The sampler does not shuffle: the order is that of the data."""
 
 
 @final
 class SameOrderMeasurement(msgspec.Struct, frozen=True, kw_only=True):
-    """``num_compared``: how many ranks, over all runs, have two epochs to compare."""
+    """``num_compared``: how many ranks, over all runs, have two epochs to compare; of a script,
+    ranks of loaders, out of ``num_ranks``, that a second pass began over."""
 
     num_compared: int
     num_ranks: int
@@ -57,10 +74,17 @@ class SameOrderEveryEpoch(AbstractCheck[SameOrderMeasurement]):
         equal digests fail. Epochs with fewer than 8 samples are left out, as these may coincide by
         chance; without two epochs left to compare it is undecided. When only the baseline has the
         fault, it is no measure for the candidate: undecided.
+        In a script, an epoch is a training pass over the same loader, or over one made anew in the
+        same line; passes broken off are compared too, those of a single batch are not. There,
+        only a sampler that shuffles can forget to shuffle anew. A fixed order is somebody's
+        decision - series in time, sorted lengths, curricula - when the ids come in ascending
+        order, when a `SequentialSampler` draws, or when the order stays although the sampler's
+        epoch changes: that passes, and the sentence says that nothing is shuffled.
 
     What it can't see
         An order that changes while the split over ranks stays the same. Orders that repeat between
-        seeds or between ranks.
+        seeds or between ranks. The order of streams. Of a `Subset`, whether a
+        `DistributedSampler` was told not to shuffle: it counts as one that was forgotten.
 
     How to fix it
         Call `sampler.set_epoch(epoch)` before each epoch, or let the loader derive its order from
@@ -74,11 +98,13 @@ class SameOrderEveryEpoch(AbstractCheck[SameOrderMeasurement]):
     name: ClassVar[str] = "same-order-every-epoch"
     question: ClassVar[Question] = Question.SOUND
     family: ClassVar[Family] = Family.DATA
-    needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, SAMPLES)
+    needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, LOADER_OF_SCRIPT, SAMPLES_OF_RECIPE)
 
     def measure(self, study: Study) -> SameOrderMeasurement:
         candidate = study.runs_of(study.candidate)
         baseline = study.runs_of(study.baseline) if study.baseline is not None else ()
+        if study.is_script:
+            return _measure_script(candidate, baseline)
         orders = [_orders(rank) for run in candidate for rank in run.ranks]
         return SameOrderMeasurement(
             num_compared=sum(len(order) > 1 for order in orders),
@@ -89,9 +115,14 @@ class SameOrderEveryEpoch(AbstractCheck[SameOrderMeasurement]):
 
     def judge(self, measurement: SameOrderMeasurement) -> Judgement:
         remedy = "Call sampler.set_epoch(epoch) before each epoch, or shuffle by (seed, epoch)."
-        if measurement.candidate:
+        faults, by_choice = _parted(measurement.candidate)
+        if faults:
+            return Judgement(outcome=Outcome.FAIL, sentence=_sentence(faults), remedy=remedy)
+        if not measurement.num_ranks:
             return Judgement(
-                outcome=Outcome.FAIL, sentence=_sentence(measurement.candidate), remedy=remedy
+                outcome=Outcome.NOT_APPLICABLE,
+                sentence="No second training pass over data with indices, in more than one batch: "
+                "nothing can repeat.",
             )
         if measurement.num_compared < measurement.num_ranks:
             return Judgement(
@@ -100,11 +131,18 @@ class SameOrderEveryEpoch(AbstractCheck[SameOrderMeasurement]):
                 f"two epochs of at least {MIN_SAMPLES} samples to compare.",
                 remedy="Train for two or more epochs.",
             )
-        if measurement.baseline:
+        faults_of_baseline, _ = _parted(measurement.baseline)
+        if faults_of_baseline:
             return Judgement(
                 outcome=Outcome.UNDECIDED,
-                sentence="The baseline is no measure: " + _sentence(measurement.baseline),
+                sentence="The baseline is no measure: " + _sentence(faults_of_baseline),
                 remedy=f"{remedy} Then compare again.",
+            )
+        if by_choice:
+            return Judgement(
+                outcome=Outcome.PASS,
+                sentence=f"{_sentence(by_choice)} Its sampler does not shuffle, which is taken for "
+                "a decision: training mostly does better with shuffled data.",
             )
         return Judgement(
             outcome=Outcome.PASS,
@@ -140,12 +178,80 @@ def _repeated(run: Run) -> Iterator[RepeatedOrder]:
             )
 
 
+def _parted(
+    found: Sequence[RepeatedOrder],
+) -> tuple[tuple[RepeatedOrder, ...], tuple[RepeatedOrder, ...]]:
+    """Faults, and what is by choice."""
+    return (
+        tuple(one for one in found if not one.is_by_choice),
+        tuple(one for one in found if one.is_by_choice),
+    )
+
+
+def _measure_script(candidate: Sequence[Run], baseline: Sequence[Run]) -> SameOrderMeasurement:
+    series = [one for run in candidate for one in _series(run)]
+    several = [(where, passes) for where, passes in series if len(passes) > 1]
+    return SameOrderMeasurement(
+        num_compared=sum(len(_comparable(passes)) > 1 for _, passes in several),
+        num_ranks=len(several),
+        candidate=tuple(one for run in candidate for one in _repeated_passes(run)),
+        baseline=tuple(one for run in baseline for one in _repeated_passes(run)),
+    )
+
+
+def _series(run: Run) -> list[tuple[str, list[RankPass]]]:
+    """Training passes of one rank over one loader, or those made anew in its place, in order."""
+    series: dict[tuple[object, int], tuple[str, list[RankPass]]] = {}
+    for loader in shared_loaders(run):
+        for one in (one for shared in loader.training for one in shared.by_rank):
+            key = (loader.family, one.rank.rank)
+            # Of streams nobody recorded the order; in a single batch, it changes nothing.
+            if one.record.has_ids and len(one.batch_sizes()) > 1:
+                series.setdefault(key, (loader.words, []))[1].append(one)
+    return list(series.values())
+
+
+def _comparable(passes: Sequence[RankPass]) -> list[RankPass]:
+    return [one for one in passes if one.record.num_fed >= MIN_SAMPLES]
+
+
+def _repeated_passes(run: Run) -> Iterator[RepeatedOrder]:
+    for where, passes in _series(run):
+        comparable = _comparable(passes)
+        numbers_by_order: dict[str, list[int]] = {}
+        for number, one in enumerate(comparable):
+            numbers_by_order.setdefault(one.record.order_digest, []).append(number)
+        most = max(numbers_by_order.values(), key=len, default=list[int]())
+        if len(most) > 1:
+            yield RepeatedOrder(
+                run=run.name,
+                rank=comparable[0].rank.rank,
+                epochs=tuple(most),
+                num_epochs=len(comparable),
+                num_fed=comparable[most[0]].record.num_fed,
+                where=where,
+                is_by_choice=_is_by_choice([comparable[number] for number in most]),
+            )
+
+
+def _is_by_choice(passes: Sequence[RankPass]) -> bool:
+    """Of passes in the same order."""
+    first = passes[0]
+    if first.is_ascending():
+        return True
+    if len({one.record.sampler_epoch for one in passes}) > 1:
+        return True
+    # Over the whole data set, a SequentialSampler's order would have been ascending.
+    return first.has_sequential_sampler and first.loader.num_items != first.loader.num_root
+
+
 def _sentence(found: tuple[RepeatedOrder, ...]) -> str:
     worst = max(found, key=lambda repeated: len(repeated.epochs))
+    noun = f"training passes over {worst.where}" if worst.where else "epochs"
     if len(worst.epochs) == worst.num_epochs:
-        epochs = f"all {worst.num_epochs} epochs"
+        epochs = f"all {worst.num_epochs} {noun}"
     else:
-        epochs = f"epochs {listed([epoch + 1 for epoch in worst.epochs], most=6)}"
+        epochs = f"{noun} {listed([epoch + 1 for epoch in worst.epochs], most=6)}"
     others = ""
     if len(found) > 1:
         others = f"; the same on {counted(len(found) - 1, 'other rank')} over all runs"

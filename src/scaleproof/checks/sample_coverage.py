@@ -10,7 +10,7 @@ import numpy as np
 from pyroaring import BitMap
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
-from scaleproof.checks.needs import CANDIDATE_RUN, SAMPLES
+from scaleproof.checks.needs import CANDIDATE_RUN, RECIPE, SAMPLES
 from scaleproof.checks.wording import counted, listed, short_percent
 from scaleproof.errors import EvidenceError
 from scaleproof.evidence.rank import Rank
@@ -127,7 +127,7 @@ class SampleCoverage(AbstractCheck[SampleCoverageMeasurement]):
     name: ClassVar[str] = "sample-coverage"
     question: ClassVar[Question] = Question.SOUND
     family: ClassVar[Family] = Family.DATA
-    needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, SAMPLES)
+    needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, RECIPE, SAMPLES)
 
     max_share: float = 0.0
 

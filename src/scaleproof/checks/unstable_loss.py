@@ -10,7 +10,13 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
-from scaleproof.checks.needs import ALL_EPOCHS, CANDIDATE_RUN, EPOCHS
+from scaleproof.checks.needs import ALL_EPOCHS, CANDIDATE_RUN, TRAINING_LOSSES
+from scaleproof.checks.script_losses import (
+    KNOWN_LOSS,
+    ONE_LOSS,
+    epochs_of_steps,
+    global_losses,
+)
 from scaleproof.checks.wording import counted, short_percent
 from scaleproof.evidence.study import Run, Study
 from scaleproof.stats.shares import chance_of_at_least, chance_of_larger_share
@@ -30,7 +36,7 @@ _WINDOWS_AT_ONCE = 50_000  # a long run needs no more than a few MB at a time
 
 @final
 class LossCurve(msgspec.Struct, frozen=True, kw_only=True):
-    """How the training loss of one run went. Epochs and steps count from 0.
+    """How the training loss of one run went. Epochs (or parts) and steps count from 0.
 
     ``num_spikes`` counts spikes that follow each other without a pause as one, among the
     ``num_judged`` steps that have a full window before them. ``rise`` is how far the last epoch's
@@ -47,6 +53,8 @@ class LossCurve(msgspec.Struct, frozen=True, kw_only=True):
     last_loss: float
     last_epoch: int
     rise_error: float
+    part: str = "epoch"
+    """Of a script with fewer than two epochs ``fifth``: an equal part of its steps."""
 
     @property
     def rise(self) -> float:
@@ -91,8 +99,9 @@ class UnstableLoss(AbstractCheck[UnstableLossMeasurement]):
         the baseline's (without a baseline: an exact binomial test against `max_spike_share`);
         undecided when it can't.
         Rise: the mean of the last epoch lies above the lowest epoch's by more than `max_rise` of
-        the first epoch's and by 4 standard errors, in any run. It is no fault when a run of
-        the baseline rises at least half as much.
+        the first epoch's and by 4 standard errors, in any run. It is no fault when a run of the
+        baseline rises at least half as much. A script with fewer than two epochs is cut into five
+        equal parts instead; one with several losses, as a GAN, is not judged.
 
     What it can't see
         The first 20 steps. Training that is smooth and merely slower, or that ends at another
@@ -111,7 +120,13 @@ class UnstableLoss(AbstractCheck[UnstableLossMeasurement]):
     name: ClassVar[str] = "unstable-loss"
     question: ClassVar[Question] = Question.AS_GOOD
     family: ClassVar[Family] = Family.QUALITY
-    needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, EPOCHS, ALL_EPOCHS)
+    needs: ClassVar[tuple[Need, ...]] = (
+        CANDIDATE_RUN,
+        TRAINING_LOSSES,
+        ALL_EPOCHS,
+        KNOWN_LOSS,
+        ONE_LOSS,
+    )
 
     max_spike_share: float = 0.01
     max_rise: float = 0.1
@@ -120,7 +135,9 @@ class UnstableLoss(AbstractCheck[UnstableLossMeasurement]):
     def measure(self, study: Study) -> UnstableLossMeasurement:
         candidate = study.runs_of(study.candidate)
         baseline = study.runs_of(study.baseline) if study.baseline is not None else ()
-        curves = {run.name: _curve(run) for run in (*candidate, *baseline)}
+        curves = {
+            run.name: _curve(run, is_script=study.is_script) for run in (*candidate, *baseline)
+        }
         return UnstableLossMeasurement(
             candidate=tuple(_present(curves, candidate)),
             baseline_arm=study.baseline.name if study.baseline is not None else None,
@@ -154,8 +171,9 @@ class UnstableLoss(AbstractCheck[UnstableLossMeasurement]):
             )
         worst = max(rising, key=lambda curve: curve.rise_share)
         words = (
-            f"{worst.run}: the training loss rose again from {worst.lowest_loss:.3g} in epoch "
-            f"{worst.lowest_epoch + 1} to {worst.last_loss:.3g} in epoch {worst.last_epoch + 1}"
+            f"{worst.run}: the training loss rose again from {worst.lowest_loss:.3g} in "
+            f"{worst.part} {worst.lowest_epoch + 1} to {worst.last_loss:.3g} in {worst.part} "
+            f"{worst.last_epoch + 1}"
         )
         alike = [
             curve
@@ -173,8 +191,7 @@ class UnstableLoss(AbstractCheck[UnstableLossMeasurement]):
             outcome=Outcome.FAIL,
             sentence=f"{words} ({len(rising)} of {counted(len(measurement.candidate), 'run')})"
             f"{against}.",
-            remedy="Lower the learning rate for many devices (another --lr-rule), or lengthen its "
-            "warm-up.",
+            remedy="Lower the learning rate for many devices, or lengthen its warm-up.",
         )
 
     def _rises(self, curve: LossCurve) -> bool:
@@ -198,8 +215,8 @@ class UnstableLoss(AbstractCheck[UnstableLossMeasurement]):
         curve = next(c for c in measurement.candidate if c.first_spike is not None)
         assert curve.first_spike is not None  # as selected
         epoch, step = curve.first_spike
-        where = f"{short_percent(spikes / steps)}, first in {curve.run}, epoch {epoch + 1}, step "
-        words = f"{words} ({where}{step + 1})"
+        where = f"{short_percent(spikes / steps)}, first in {curve.run}, {curve.part} {epoch + 1}, "
+        words = f"{words} ({where}step {step + 1})"
         if p_value <= 1 - self.confidence:
             return Judgement(
                 outcome=Outcome.FAIL,
@@ -225,15 +242,24 @@ def _total(curves: tuple[LossCurve, ...]) -> tuple[int, int]:
     return sum(c.num_spikes for c in curves), sum(c.num_judged for c in curves)
 
 
-def _curve(run: Run) -> LossCurve | None:
+def _curve(run: Run, *, is_script: bool) -> LossCurve | None:
     """None when the run is too short: see the sentence in ``judge``."""
-    all_losses = run.step_losses
-    num_steps = [record.num_steps for record in run.ranks[0].epochs]
-    epoch_of = np.repeat(np.arange(len(num_steps)), num_steps)[: len(all_losses)]
-    is_finite = np.isfinite(all_losses)
-    losses, epoch_of = all_losses[is_finite], epoch_of[is_finite]
-    step_in_epoch = np.concatenate([np.arange(num) for num in num_steps] or [np.zeros(0)])
-    step_of = step_in_epoch[: len(all_losses)][is_finite]
+    if is_script:
+        all_losses = global_losses(run)
+        epoch_of, step_of, is_by_epoch = epochs_of_steps(run, len(all_losses))
+    else:
+        all_losses, is_by_epoch = run.step_losses, True
+        num_steps = [record.num_steps for record in run.ranks[0].epochs]
+        epoch_of = np.repeat(np.arange(len(num_steps)), num_steps)[: len(all_losses)]
+        step_in_epoch = np.concatenate([np.arange(num) for num in num_steps] or [np.zeros(0)])
+        step_of = step_in_epoch[: len(all_losses)]
+    is_judged = np.isfinite(all_losses)
+    if is_script:  # the last epoch may have been left after one step
+        epochs, place, sizes = np.unique(
+            epoch_of[is_judged], return_inverse=True, return_counts=True
+        )
+        is_judged[is_judged] = sizes[place] > 1
+    losses, epoch_of, step_of = all_losses[is_judged], epoch_of[is_judged], step_of[is_judged]
     epochs, sizes = np.unique(epoch_of, return_counts=True)
     if len(epochs) < 2 or sizes.min() < 2 or len(losses) < WINDOW + MIN_JUDGED_STEPS:
         return None
@@ -247,6 +273,7 @@ def _curve(run: Run) -> LossCurve | None:
         num_judged=len(losses) - WINDOW,
         num_spikes=len(onsets),
         first_spike=(int(epoch_of[onsets[0]]), int(step_of[onsets[0]])) if len(onsets) else None,
+        part="epoch" if is_by_epoch else "fifth",
         first_loss=float(means[0]),
         lowest_loss=float(means[lowest]),
         lowest_epoch=int(epochs[lowest]),

@@ -21,6 +21,7 @@ from scaleproof.evidence.consistency import (
     refuse_other_classes,
     refuse_other_manifest,
 )
+from scaleproof.evidence.hangs import HangRecord
 from scaleproof.evidence.paths import RunPaths, StudyPaths
 from scaleproof.evidence.rank import Rank
 from scaleproof.evidence.reader import read_json, read_records
@@ -57,7 +58,16 @@ class Run:
         return f"{self.arm.name}-seed{self.seed}"
 
     @cached_property
+    def hang(self) -> HangRecord | None:
+        """Who waited for whom, when it stood still and had to be ended."""
+        if not self.paths.hang.exists():
+            return None
+        return read_json(self.paths.hang, HangRecord, what="the record of a hang")
+
+    @cached_property
     def status(self) -> RunStatus:
+        if self.hang is not None:
+            return "failed"
         if self.manifest is None and not self.ranks:
             return "missing"
         outcomes = [rank.outcome.status for rank in self.ranks if rank.outcome is not None]

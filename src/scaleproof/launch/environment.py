@@ -2,9 +2,11 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
 from scaleproof.errors import UsageError
+from scaleproof.evidence.paths import RunPaths
 
 
 @final
@@ -52,3 +54,66 @@ def agent_environment() -> dict[str, str]:
         "MKL_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+BOOTSTRAP = Path(__file__).parent / "bootstrap"
+"""The folder that the command of an observed run has first on its ``PYTHONPATH``."""
+
+FLIGHT_RECORDER_ENTRIES = 2000
+"""Collectives that torch remembers in each process, for the report of a hang."""
+
+RUN_VARIABLE = "SCALEPROOF_RUN"
+"""Where an observed process writes: the absolute path of the run's folder."""
+
+_EVERY, _PIN = "SCALEPROOF_EVERY", "SCALEPROOF_PIN"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessFacts:
+    """What a process of an observed command knows from its environment.
+
+    ``rank``, ``num_ranks``, ``local_rank``: None where no launcher said it. ``every``: look closely
+    at every such step. ``pin``: on CPU, pin each rank to a core of its own.
+    """
+
+    rank: int | None
+    num_ranks: int | None
+    local_rank: int | None
+    every: int
+    pin: bool
+
+
+def observed_environment(paths: RunPaths, every: int, pin: bool) -> dict[str, str]:
+    """This environment, for a command whose processes are to be observed into ``paths``."""
+    python_path = [str(BOOTSTRAP), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        "TORCH_FR_BUFFER_SIZE": str(FLIGHT_RECORDER_ENTRIES),
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(python_path),
+        RUN_VARIABLE: str(paths.root.absolute()),
+        _EVERY: str(every),
+        _PIN: "1" if pin else "0",
+    }
+
+
+def observed_run() -> RunPaths | None:
+    """Where this process is observed into; None when it is not observed."""
+    root = os.environ.get(RUN_VARIABLE)
+    return RunPaths(Path(root)) if root else None
+
+
+def observed_facts() -> ProcessFacts:
+    """The facts of this process, which is observed."""
+    return ProcessFacts(
+        rank=_integer("RANK"),
+        num_ranks=_integer("WORLD_SIZE"),
+        local_rank=_integer("LOCAL_RANK"),
+        every=_integer(_EVERY) or 1,
+        pin=os.environ.get(_PIN) == "1",
+    )
+
+
+def _integer(name: str) -> int | None:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else None

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from scaleproof.report import tables, words
+from scaleproof.report import observed_tables, tables, words
 from scaleproof.report.charts import draw_charts
 from scaleproof.report.summary import Summary
 
@@ -27,14 +27,18 @@ def render(summary: Summary) -> str:
         verdict=summary.verdict,
         title=words.title(summary),
         words=words,
+        answers=words.shown_answers(summary),
         notices=words.notices(summary),
-        groups=words.group_findings(summary.verdict.findings),
+        groups=words.shown_groups(summary),
         charts=draw_charts(summary),
         side_by_side=tables.side_by_side(summary),
         speed=tables.speed(summary),
         by_class=tables.by_class(summary, ("recall", "precision", "f1")),
         confusions=tables.confusions(summary, most=_MOST_CONFUSIONS),
         matrices=_matrices(summary),
+        what_ran=observed_tables.what_ran(summary),
+        phases=observed_tables.phases(summary),
+        cost=observed_tables.cost(summary),
         arms=tables.arms(summary),
         environment=tables.environment(summary),
     )

@@ -1,8 +1,9 @@
 """The report as JUnit XML, for continuous integration.
 
 One test case per check, one for the runs and one for the verdict; the last one passes only on
-*adopt*, so that a suite is green exactly when scaleproof says yes. A fail that doesn't block, and
-whatever is undecided or not applicable, is a skip with its reason.
+*adopt* - that of a script observed alone on *sound* - so that a suite is green exactly when
+scaleproof says yes. A fail that doesn't block, and whatever is undecided or not applicable, is a
+skip with its reason.
 """
 
 import re
@@ -72,12 +73,12 @@ def _runs_case(summary: Summary) -> ElementTree.Element:
 
 def _verdict_case(summary: Summary) -> ElementTree.Element:
     verdict = summary.verdict
-    case = _case("verdict", "adopt")
-    if verdict.decision is Decision.ADOPT:
+    case = _case("verdict", "sound" if summary.is_alone else "adopt")
+    if words.TONES[verdict.standing] is Decision.ADOPT:
         ElementTree.SubElement(case, "system-out").text = _legal(verdict.headline)
     else:
         steps = "\n".join(verdict.next_steps)
-        _add(case, "failure", verdict.headline, steps, kind=verdict.decision.value)
+        _add(case, "failure", verdict.headline, steps, kind=verdict.standing.value)
     return case
 
 

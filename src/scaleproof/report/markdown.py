@@ -6,10 +6,11 @@ Text from the evidence can't become markup, a table border, a mention or a link 
 import re
 from collections.abc import Iterable
 
-from scaleproof.report import tables, words
+from scaleproof.report import observed_tables, tables, words
+from scaleproof.report.numbers import counted
 from scaleproof.report.summary import Summary
 from scaleproof.report.tables import Table
-from scaleproof.verdict.answers import Decision, Finding
+from scaleproof.verdict.answers import Decision
 
 _DECISION_MARKS = {Decision.ADOPT: "✅", Decision.REJECT: "❌", Decision.UNDECIDED: "❔"}
 _MOST_CONFUSIONS = 5
@@ -21,15 +22,16 @@ _MENTION = re.compile(r"@(?=\w)|(?<=\\#)(?=\d)|(?<=http)(?=s?://)|(?<=www)(?=\.)
 def render(summary: Summary) -> str:
     """The whole report, ending in a line feed."""
     verdict = summary.verdict
-    mark, decision = _DECISION_MARKS[verdict.decision], words.DECISIONS[verdict.decision]
+    mark, word = _DECISION_MARKS[words.TONES[verdict.standing]], verdict.standing.word
     blocks = [
-        f"## {mark} {decision}: {_escape(words.reason(verdict))}",
+        f"## {mark} {word}: {_escape(words.reason(verdict))}",
         _escape(words.title(summary)),
         _answers(summary),
+        _escape(words.not_asked(summary)),
         *(f"> **Note:** {_escape(notice)}" for notice in words.notices(summary)),
         "### Evidence",
         *_evidence(summary),
-        *_findings(words.group_findings(verdict.findings)),
+        *_findings(words.shown_groups(summary)),
         *_next_steps(verdict.next_steps),
         _details("Arms and environment", [tables.arms(summary), tables.environment(summary)]),
     ]
@@ -42,11 +44,11 @@ def _answers(summary: Summary) -> str:
         columns=("Question", "Answer", "Why"),
         rows=tuple(
             (words.QUESTIONS[answer.question], words.ANSWERS[answer.answer], answer.sentence)
-            for answer in summary.verdict.answers
+            for answer in words.shown_answers(summary)
         ),
         numeric=False,
     )
-    return _table(table)
+    return _table(table) if table.rows else ""
 
 
 def _evidence(summary: Summary) -> Iterable[str]:
@@ -54,9 +56,11 @@ def _evidence(summary: Summary) -> Iterable[str]:
     yield _escape(words.quality_source(summary))
     yield _titled(tables.speed(summary))
     yield _escape(words.speed_source(summary))
-    yield "\n".join(
-        f"- {_escape(f'{arm.name}: {words.learning_rate(arm)}')}" for arm in summary.arms
-    )
+    yield "\n".join(f"- {_escape(line)}" for line in words.learning_rates(summary))
+    yield _titled(observed_tables.what_ran(summary))
+    for table in observed_tables.phases(summary):
+        yield _titled(table)
+    yield "\n\n".join(_escape(sentence) for sentence in observed_tables.cost(summary))
     yield _details(
         "Class by class",
         [
@@ -68,24 +72,30 @@ def _evidence(summary: Summary) -> Iterable[str]:
 
 
 def _findings(groups: words.FindingGroups) -> Iterable[str]:
-    shown = (*groups.problems, *groups.open)
+    shown = words.told_once((*groups.problems, *groups.open))
     if shown:
         yield "### What the checks found"
-        yield "\n".join(_finding(finding) for finding in shown)
-    quiet = (*groups.passes, *groups.not_applicable)
+        yield "\n".join(_finding(finding, groups) for finding in shown)
+    quiet = words.told_once((*groups.consequences, *groups.passes, *groups.not_applicable))
     if quiet:
-        rows = tuple((f.check, words.outcome_word(f), f.sentence) for f in quiet)
+        rows = tuple((f.names, f.outcome, f.sentence) for f in quiet)
         passed = Table(title="", columns=("Check", "Outcome", "Why"), rows=rows, numeric=False)
+        num_passed, num_moot = len(groups.passes), len(groups.not_applicable)
         yield _details(
-            f"{len(groups.passes)} checks passed, {len(groups.not_applicable)} do not apply",
+            f"{counted(num_passed, 'check')} passed, {num_moot} "
+            f"{'does' if num_moot == 1 else 'do'} not apply",
             [passed],
         )
 
 
-def _finding(finding: Finding) -> str:
-    line = f"- **{words.outcome_word(finding)}: {_escape(finding.check)}.** "
-    line += _escape(finding.sentence)
-    return f"{line} *To do:* {_escape(finding.remedy)}" if finding.remedy else line
+def _finding(finding: words.SharedFinding, groups: words.FindingGroups) -> str:
+    parts = [
+        f"- **{finding.outcome}: {_escape(finding.names)}.**",
+        _escape(finding.sentence),
+        f"*To do:* {_escape(finding.remedy)}" if finding.remedy else "",
+        _escape(words.consequences_of(finding, groups.consequences)),
+    ]
+    return " ".join(part for part in parts if part)
 
 
 def _next_steps(steps: tuple[str, ...]) -> Iterable[str]:

@@ -78,6 +78,12 @@ def seconds(time_s: float | None) -> str:
     return f"{hours} h {minutes} min"
 
 
+def megabytes(num_bytes: int) -> str:
+    """``20 MB``: millions of bytes, one decimal below 10."""
+    value = num_bytes / 1e6
+    return f"{value:.1f} MB" if value < 10 else f"{value:,.0f} MB"
+
+
 def count(number: int) -> str:
     """``50,000``."""
     return f"{number:,}"

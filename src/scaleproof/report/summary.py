@@ -6,13 +6,14 @@ is not finite, one epoch only.
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import final
+from typing import Literal, final
 
 import msgspec
 
 from scaleproof.evidence.records import Arm, LearningRate, Manifest
 from scaleproof.evidence.study import RunStatus, Study
 from scaleproof.report.curves import Curve, measure_curves
+from scaleproof.report.observed import ObservedScript, measure_observed
 from scaleproof.report.quality import QualityComparison, compare_quality
 from scaleproof.report.timing import Timing, measure_timing
 from scaleproof.verdict.answers import Verdict
@@ -30,10 +31,15 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 @final
 class ArmSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to train, as its runs' manifests tell it; None where no run wrote one."""
+    """One way to train, as its runs' manifests tell it; None where no run wrote one.
+
+    ``strategy`` of a script is how it was seen to be parallel; ``label`` is what tells the arms
+    apart: a recipe's strategy, a script's name.
+    """
 
     name: str
     role: str
+    label: str
     strategy: str
     num_devices: int
     num_ranks: int | None
@@ -59,6 +65,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The one input of every format."""
 
     target: str
+    kind: Literal["recipe", "script"]
     command: tuple[str, ...]
     created_at: str
     """ISO 8601, UTC."""
@@ -73,6 +80,13 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     quality: QualityComparison | None
     curves: tuple[Curve, ...]
     environment: tuple[Fact, ...]
+    observed: ObservedScript | None
+    """None for a recipe."""
+
+    @property
+    def is_alone(self) -> bool:
+        """A script was observed, with nothing to compare it with."""
+        return self.kind == "script" and self.baseline is None
 
     @property
     def baseline(self) -> ArmSummary | None:
@@ -92,6 +106,7 @@ def summarise(study: Study, verdict: Verdict, *, confidence: float = 0.95) -> Su
     arms = sorted(request.arms, key=lambda arm: arm.role != "baseline")
     return Summary(
         target=request.target,
+        kind=request.kind,
         command=request.command,
         created_at=_utc(request.created_at_unix_s),
         seeds=request.seeds,
@@ -107,6 +122,7 @@ def summarise(study: Study, verdict: Verdict, *, confidence: float = 0.95) -> Su
         quality=compare_quality(study),
         curves=measure_curves(study),
         environment=_environment(study),
+        observed=measure_observed(study),
     )
 
 
@@ -120,7 +136,8 @@ def _summarise_arm(study: Study, arm: Arm) -> ArmSummary:
     return ArmSummary(
         name=arm.name,
         role=arm.role,
-        strategy=arm.strategy,
+        label=arm.name if study.is_script else arm.strategy,
+        strategy=first.strategy if first and study.is_script else arm.strategy,
         num_devices=arm.num_devices,
         num_ranks=first.num_ranks if first else None,
         batch_per_device=first.batch_per_device if first else None,
@@ -159,17 +176,20 @@ def _environment(study: Study) -> tuple[Fact, ...]:
     manifests = [run.manifest for run in study.runs.values() if run.manifest is not None]
     if not manifests:
         return ()
-    return tuple(
+    facts = (
         Fact(key=key, label=label, values=tuple(dict.fromkeys(map(words, manifests))))
         for key, label, words in _FACTS
     )
+    return tuple(fact for fact in facts if any(fact.values))
 
 
 def _data_words(manifest: Manifest) -> str:
-    return (
+    words = (
         f"{manifest.num_train_samples:,} training and {manifest.num_evaluation_samples:,} "
-        f"evaluation samples in {len(manifest.class_names):,} classes"
+        "evaluation samples"
     )
+    num_classes = len(manifest.class_names)
+    return f"{words} in {num_classes:,} classes" if num_classes else words
 
 
 def _utc(unix_s: float) -> str:

@@ -149,7 +149,9 @@ def matrix(quality: QualityComparison, arm: ArmQuality) -> Table | None:
 def arms(summary: Summary) -> Table:
     """How each arm trained."""
     rows: list[tuple[str, ...]] = [
-        (label, *(words(arm) for arm in summary.arms)) for label, words in _ARM_ROWS
+        (label, *(words(arm) for arm in summary.arms))
+        for label, words in _ARM_ROWS
+        if summary.kind == "recipe" or label not in _ROWS_OF_RECIPES
     ]
     usable = {
         arm.name: [run for run in summary.runs if run.arm == arm.name] for arm in summary.arms
@@ -282,6 +284,9 @@ def _optional(value: int | str | None) -> str:
         return numbers.count(value)
     return value if value is not None else numbers.MISSING
 
+
+_ROWS_OF_RECIPES = ("Learning rate", "Settings")
+"""What a script decides itself."""
 
 _ARM_ROWS: tuple[tuple[str, Callable[[ArmSummary], str]], ...] = (
     ("Name", lambda arm: arm.name),

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from scaleproof.report import tables, words
+from scaleproof.report import observed_tables, tables, words
 from scaleproof.report.summary import Summary
 from scaleproof.report.tables import Table
 from scaleproof.verdict.answers import Answer, Decision, Finding
@@ -49,32 +49,44 @@ class _Terminal:
         self._console = console
 
     def render(self, summary: Summary) -> None:
+        groups = words.shown_groups(summary)
         self._verdict(summary)
-        self._evidence(summary)
+        if summary.is_alone:  # whether it is sound is all that was asked
+            self._findings(groups)
+            self._evidence(summary)
+        else:
+            self._evidence(summary)
+            self._findings(groups)
+        self._quiet_findings(groups)
         self._next_steps(summary)
 
     def _verdict(self, summary: Summary) -> None:
         verdict = summary.verdict
         headline = self._text(
-            f"{words.DECISIONS[verdict.decision].upper()}  {words.reason(verdict)}",
-            _DECISION_STYLES[verdict.decision],
+            f"{verdict.standing.word.upper()}  {words.reason(verdict)}",
+            _DECISION_STYLES[words.TONES[verdict.standing]],
         )
         self._console.print(headline)
         self._console.print(self._text(words.title(summary), "dim"))
         self._console.print()
+        answers = words.shown_answers(summary)
         grid = rich.table.Table.grid(padding=(0, 2))
-        for answer in verdict.answers:
+        for answer in answers:
             grid.add_row(
                 self._text(words.QUESTIONS[answer.question], "bold"),
                 self._text(words.ANSWERS[answer.answer], _ANSWER_STYLES[answer.answer]),
                 self._text(answer.sentence),
             )
-        self._console.print(grid)
+        if answers:
+            self._console.print(grid)
+        self._note(words.not_asked(summary))
         for notice in words.notices(summary):
             self._console.print()
             self._console.print(self._text(notice, "yellow"))
 
     def _evidence(self, summary: Summary) -> None:
+        if summary.is_alone and summary.observed is not None and not summary.observed.arms:
+            return  # nothing trained
         self._heading("Evidence")
         self._table(tables.side_by_side(summary))
         self._note(words.quality_source(summary))
@@ -83,28 +95,37 @@ class _Terminal:
         self._table(tables.by_class(summary, ("recall",)))
         self._note(words.classes_source(summary))
         self._table(tables.confusions(summary, most=_MOST_CONFUSIONS))
-        for arm in summary.arms:
-            self._note(f"{arm.name}: {words.learning_rate(arm)}")
-        self._findings(words.group_findings(summary.verdict.findings))
+        for line in words.learning_rates(summary):
+            self._note(line)
+        self._observed(summary)
+
+    def _observed(self, summary: Summary) -> None:
+        self._table(observed_tables.what_ran(summary))
+        for table in observed_tables.phases(summary):
+            self._table(table)
+        for sentence in observed_tables.cost(summary):
+            self._note(sentence)
 
     def _findings(self, groups: words.FindingGroups) -> None:
         if groups.problems or groups.open:
             self._heading("What the checks found")
-        for finding in (*groups.problems, *groups.open):
-            word = words.outcome_word(finding)
-            line = self._text(f"{word}  ", _OUTCOME_STYLES[word]).append_text(
-                self._text(finding.check, "bold")
-            )
-            self._console.print(line)
+        for finding in words.told_once((*groups.problems, *groups.open)):
+            line = self._text(f"{finding.outcome}  ", _OUTCOME_STYLES[finding.outcome])
+            self._console.print(line.append_text(self._text(finding.names, "bold")))
             self._indented(finding.sentence)
             if finding.remedy:
                 self._indented(f"To do: {finding.remedy}")
+            self._indented(words.consequences_of(finding, groups.consequences))
+
+    def _quiet_findings(self, groups: words.FindingGroups) -> None:
         if groups.passes:
             self._heading("Checks that passed")
-            self._lines(groups.passes, no_wrap=True)
+            self._lines(groups.passes)
         if groups.not_applicable:
             self._heading("Checks that do not apply")
-            self._lines(groups.not_applicable, style="dim")
+        for finding in words.told_once(groups.not_applicable):
+            self._note(finding.sentence)
+            self._indented(finding.names, "dim")
 
     def _next_steps(self, summary: Summary) -> None:
         if not summary.verdict.next_steps:
@@ -115,20 +136,18 @@ class _Terminal:
             grid.add_row(self._text(f"{number}."), self._text(step))
         self._console.print(grid)
 
-    def _lines(
-        self, findings: tuple[Finding, ...], *, style: str = "", no_wrap: bool = False
-    ) -> None:
+    def _lines(self, findings: tuple[Finding, ...]) -> None:
+        """One line each, cut off where the console ends."""
         name_width = max(len(finding.check) for finding in findings)
-        rest_width = max(self._console.width - name_width - 2, 20)
         grid = rich.table.Table.grid(padding=(0, 2))
         grid.add_column(no_wrap=True, min_width=name_width)
         grid.add_column(
-            no_wrap=no_wrap,
-            overflow="ellipsis" if no_wrap else "fold",
-            max_width=rest_width if no_wrap else None,
+            no_wrap=True,
+            overflow="ellipsis",
+            max_width=max(self._console.width - name_width - 2, 20),
         )
         for finding in findings:
-            grid.add_row(self._text(finding.check, style), self._text(finding.sentence, style))
+            grid.add_row(self._text(finding.check), self._text(finding.sentence))
         self._console.print(grid)
 
     def _table(self, table: Table | None) -> None:
@@ -160,8 +179,9 @@ class _Terminal:
         if note:
             self._console.print(self._text(note, "dim"))
 
-    def _indented(self, sentence: str) -> None:
-        self._console.print(Padding(self._text(sentence), (0, 0, 0, 4)))
+    def _indented(self, sentence: str, style: str = "") -> None:
+        if sentence:
+            self._console.print(Padding(self._text(sentence, style), (0, 0, 0, 4)))
 
     def _text(self, text: str, style: str = "") -> Text:
         visible = words.visible(text)

@@ -2,13 +2,21 @@
 numbers."""
 
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import final
 
 from scaleproof.checks.check import Outcome, Question
 from scaleproof.report import numbers
 from scaleproof.report.summary import ArmSummary, Summary
-from scaleproof.verdict.answers import Answer, Decision, Finding, Verdict
+from scaleproof.verdict.answers import (
+    Answer,
+    Decision,
+    Finding,
+    QuestionAnswer,
+    Standing,
+    Verdict,
+)
 
 QUESTIONS = {
     Question.FASTER: "Faster?",
@@ -22,11 +30,19 @@ ANSWERS = {
     Answer.UNDECIDED: "Undecided",
     Answer.NOT_APPLICABLE: "Not applicable",
 }
-DECISIONS = {
-    Decision.ADOPT: "Adopt",
-    Decision.REJECT: "Reject",
-    Decision.UNDECIDED: "Undecided",
+TONES = {
+    Standing.ADOPT: Decision.ADOPT,
+    Standing.SOUND: Decision.ADOPT,
+    Standing.REJECT: Decision.REJECT,
+    Standing.NOT_SOUND: Decision.REJECT,
+    Standing.NOT_FIT: Decision.REJECT,
+    Standing.FAILED: Decision.REJECT,
+    Standing.UNDECIDED: Decision.UNDECIDED,
 }
+"""The decision whose colour and mark a headline has."""
+
+_NO_EVIDENCE = "No evidence"
+_MOST_WITHOUT_EVIDENCE = 6
 
 _UNSEEN_CATEGORIES = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # Persian words and emoji need them
@@ -52,6 +68,7 @@ class FindingGroups:
 
     problems: tuple[Finding, ...]
     open: tuple[Finding, ...]
+    consequences: tuple[Finding, ...]
     passes: tuple[Finding, ...]
     not_applicable: tuple[Finding, ...]
 
@@ -64,11 +81,72 @@ def group_findings(findings: tuple[Finding, ...]) -> FindingGroups:
     return FindingGroups(
         problems=tuple(sorted(problems, key=lambda finding: finding.outcome is Outcome.ERROR)),
         open=tuple(undecided),
+        consequences=tuple(f for f in findings if f.consequence_of),
         passes=tuple(f for f in findings if f.outcome is Outcome.PASS),
         not_applicable=tuple(
-            f for f in findings if f.outcome is Outcome.NOT_APPLICABLE and not f.is_evidence_missing
+            f
+            for f in findings
+            if f.outcome is Outcome.NOT_APPLICABLE
+            and not f.is_evidence_missing
+            and not f.consequence_of
         ),
     )
+
+
+def shown_groups(summary: Summary) -> FindingGroups:
+    """The findings of a report. Without a whole run, that of a script alone has nothing to say of
+    records that are missing: all of them are."""
+    groups = group_findings(summary.verdict.findings)
+    if summary.is_alone and not _has_whole_run(summary):
+        return replace(groups, open=())
+    return groups
+
+
+def _has_whole_run(summary: Summary) -> bool:
+    return any(run.status in ("complete", "diverged") for run in summary.runs)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedFinding:
+    """Findings that say the same, told once: ``checks`` are their names."""
+
+    checks: tuple[str, ...]
+    questions: tuple[Question, ...]
+    outcome: str
+    sentence: str
+    remedy: str
+
+    @property
+    def names(self) -> str:
+        """All of them, unless nothing at all was there to look at."""
+        most = _MOST_WITHOUT_EVIDENCE if self.outcome == _NO_EVIDENCE else len(self.checks)
+        return numbers.listed(self.checks, most=most)
+
+
+def told_once(findings: Iterable[Finding]) -> tuple[SharedFinding, ...]:
+    """``findings`` in their order, those with the same words at the place of the first: many
+    checks lack the same record, or do not apply for the same reason."""
+    same: dict[tuple[str, str, str], list[Finding]] = {}
+    for finding in findings:
+        key = (outcome_word(finding), finding.sentence, finding.remedy)
+        same.setdefault(key, []).append(finding)
+    return tuple(
+        SharedFinding(
+            checks=tuple(f.check for f in told),
+            questions=tuple(dict.fromkeys(f.question for f in told)),
+            outcome=outcome,
+            sentence=sentence,
+            remedy=remedy,
+        )
+        for (outcome, sentence, remedy), told in same.items()
+    )
+
+
+def consequences_of(finding: SharedFinding, findings: Iterable[Finding]) -> str:
+    """``Consequences: ...``; empty when it brings about nothing."""
+    names = [f.check for f in findings if set(f.consequence_of) & set(finding.checks)]
+    return f"Consequences: {numbers.listed(names, most=20)}." if names else ""
 
 
 def outcome_word(finding: Finding) -> str:
@@ -81,31 +159,75 @@ def outcome_word(finding: Finding) -> str:
         case Outcome.UNDECIDED:
             return "Undecided"
         case Outcome.NOT_APPLICABLE:
-            return "No evidence" if finding.is_evidence_missing else "Not applicable"
+            if finding.consequence_of:
+                return "Consequence"
+            return _NO_EVIDENCE if finding.is_evidence_missing else "Not applicable"
         case Outcome.ERROR:
             return "Check broke"
 
 
 def reason(verdict: Verdict) -> str:
-    """The headline without the decision it begins with, for where that stands before it anyway."""
-    word = DECISIONS[verdict.decision]
+    """The headline without the word it begins with, for where that stands before it anyway."""
+    word = verdict.standing.word
     return verdict.headline.removeprefix(f"{word}: ").removeprefix(f"{word} ")
+
+
+def shown_answers(summary: Summary) -> tuple[QuestionAnswer, ...]:
+    """The questions that were asked: all of them, unless a script was observed alone."""
+    answers = summary.verdict.answers
+    if not summary.is_alone:
+        return answers
+    if not _has_whole_run(summary):
+        return ()
+    asked = (answer for answer in answers if answer.answer is not Answer.NOT_APPLICABLE)
+    return tuple(_counting(answer, summary.verdict) for answer in asked)
+
+
+def _counting(answer: QuestionAnswer, verdict: Verdict) -> QuestionAnswer:
+    """A no in numbers: its reason is the headline."""
+    if answer.answer is not Answer.NO:
+        return answer
+    looked = [
+        f
+        for f in verdict.findings
+        if f.question is answer.question and f.outcome in (Outcome.PASS, Outcome.FAIL)
+    ]
+    faults = [f.check for f in looked if f.outcome is Outcome.FAIL and f.blocks]
+    found = f"{len(faults)} of {numbers.counted(len(looked), 'check')}"
+    return QuestionAnswer(
+        question=answer.question,
+        answer=answer.answer,
+        sentence=f"{found} found a fault: {numbers.listed(faults, most=20)}.",
+    )
+
+
+def not_asked(summary: Summary) -> str:
+    """What a script observed alone leaves open; empty when everything was asked."""
+    if not summary.is_alone:
+        return ""
+    return "Faster? As good?  Not asked: scaleproof compare does."
 
 
 def title(summary: Summary) -> str:
     """``cifar10: 2 devices (ddp) against 1 device (single)``."""
-    candidate, baseline = summary.candidate, summary.baseline
-    words = f"{summary.target}: {_devices(candidate)}"
-    return words if baseline is None else f"{words} against {_devices(baseline)}"
+    arms = [summary.candidate, *([summary.baseline] if summary.baseline is not None else [])]
+    if any(arm.num_devices == 0 for arm in arms):  # no run could tell
+        return summary.target
+    return f"{summary.target}: {' against '.join(map(_devices, arms))}"
+
+
+_NO_STRATEGIES = ("none", "script")
+"""What a script's arm has where no wrapper of torch's was seen, or no run at all."""
 
 
 def _devices(arm: ArmSummary) -> str:
-    return f"{numbers.counted(arm.num_devices, 'device')} ({arm.strategy})"
+    devices = numbers.counted(arm.num_devices, "device")
+    return devices if arm.strategy in _NO_STRATEGIES else f"{devices} ({arm.strategy})"
 
 
 def column_of(arm: ArmSummary) -> str:
     """Heading of an arm's column: ``ddp, 2 devices``."""
-    return f"{arm.strategy}, {numbers.counted(arm.num_devices, 'device')}"
+    return f"{arm.label}, {numbers.counted(arm.num_devices, 'device')}"
 
 
 def learning_rate(arm: ArmSummary) -> str:
@@ -123,25 +245,53 @@ def learning_rate(arm: ArmSummary) -> str:
     )
 
 
+def learning_rates(summary: Summary) -> tuple[str, ...]:
+    """A line per arm of a recipe; a script's rate is its own affair."""
+    if summary.kind == "script":
+        return ()
+    return tuple(f"{arm.name}: {learning_rate(arm)}" for arm in summary.arms)
+
+
 def notices(summary: Summary) -> tuple[str, ...]:
-    """What a reader must know before any number: runs that failed, stopped or diverged."""
-    lines = list(summary.verdict.failed_runs)
+    """What a reader must know before any number: runs that failed, stopped or diverged, and what
+    could not be observed. What the headline says alone is not said again."""
+    is_told = summary.is_alone and len(summary.runs) == 1
+    lines = [] if is_told else list(summary.verdict.failed_runs)
     for status, words in (("missing", "never began"), ("unfinished", "did not finish")):
         names = [run.name for run in summary.runs if run.status == status]
-        if names:
+        if names and not is_told:
             lines.append(f"{numbers.listed(names, most=6)} {words}.")
     diverged = [run.name for run in summary.runs if run.status == "diverged"]
     if diverged:
         lines.append(f"{numbers.listed(diverged, most=6)} stopped at a loss that is not finite.")
     if summary.share_device:
         lines.append("Ranks shared a device (--share-device): epoch times say nothing about speed.")
-    return tuple(lines)
+    return tuple(lines + _unobserved(summary))
+
+
+def _unobserved(summary: Summary) -> list[str]:
+    if summary.observed is None:
+        return []
+    several = len(summary.runs) > 1
+    parts = [
+        f"{gap.what} on {f'{gap.run} ' if several else ''}"
+        f"{'rank' if len(gap.ranks) == 1 else 'ranks'} {numbers.listed(gap.ranks, most=6)} "
+        f"({gap.why})"
+        for gap in summary.observed.unobserved
+    ]
+    is_told = summary.is_alone and not summary.observed.arms  # the headline does
+    parts += () if is_told else summary.observed.troubles
+    if not parts:
+        return []
+    return [f"Could not be observed: {numbers.listed(parts, most=6)}."]
 
 
 def speed_source(summary: Summary) -> str:
     """What the speed-up was taken from, or why there is none."""
     speed = summary.timing.speed_up
     if speed is None:
+        if summary.is_alone:
+            return ""
         return summary.timing.no_speed_up_because
     pairs = numbers.counted(speed.num_epoch_pairs, "pair")
     return (
@@ -154,6 +304,13 @@ def speed_source(summary: Summary) -> str:
 def quality_source(summary: Summary) -> str:
     """What the quality numbers were taken from."""
     quality = summary.quality
+    if summary.is_alone and not _has_whole_run(summary):
+        return ""
+    if quality is None and summary.kind == "script":
+        return (
+            "No predictions of classes were reported (scaleproof.report_predictions), so nothing "
+            "is known class by class."
+        )
     if quality is None:
         return (
             "No usable run of a classifier was evaluated after training, so nothing is known about "

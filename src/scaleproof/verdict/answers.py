@@ -21,6 +21,24 @@ class Decision(StrEnum):
     UNDECIDED = "undecided"
 
 
+class Standing(StrEnum):
+    """The word that a headline begins with. A comparison is decided; a script that was observed
+    alone was found sound or not."""
+
+    ADOPT = "adopt"
+    REJECT = "reject"
+    SOUND = "sound"
+    NOT_SOUND = "not-sound"
+    NOT_FIT = "not-fit"
+    FAILED = "failed"
+    """It ended with an error, or had to be ended, before anything could be said."""
+    UNDECIDED = "undecided"
+
+    @property
+    def word(self) -> str:
+        return self.value.replace("-", " ").capitalize()
+
+
 @final
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """What one check came to in one study.
@@ -40,6 +58,10 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     is_evidence_missing: bool
     blocks: bool
     measurement: dict[str, Any]
+    consequence_of: tuple[str, ...] = ()
+    """Checks that failed and brought this about: then it is not applicable on its own."""
+    consequences: tuple[str, ...] = ()
+    """Checks that would have failed because of this one."""
 
 
 @final
@@ -56,6 +78,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The whole judgement. ``headline`` gives the reason first; ``next_steps`` what to do."""
 
     decision: Decision
+    standing: Standing
     headline: str
     answers: tuple[QuestionAnswer, ...]
     findings: tuple[Finding, ...]

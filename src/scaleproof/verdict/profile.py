@@ -3,7 +3,7 @@
 As a TOML file::
 
     confidence = 0.95
-    advisory = ["low-efficiency"]
+    advisory = ["low-efficiency", "batch-size-unscaled"]
 
     [checks.no-speed-up]
     min_speed_up = 1.67
@@ -53,7 +53,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     confidence: float = 0.95
     allow_single_seed: bool = False
-    advisory: tuple[str, ...] = ("low-efficiency",)
+    advisory: tuple[str, ...] = ("low-efficiency", "batch-size-unscaled")
     checks: dict[str, dict[str, Any]] = {}
 
     def build_checks(self) -> tuple[AbstractCheck[Any], ...]:

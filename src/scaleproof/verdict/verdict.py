@@ -1,7 +1,7 @@
 """From findings to a verdict: corrected once for their number, summed up by question."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -9,16 +9,38 @@ from scaleproof.checks.check import Outcome, Question
 from scaleproof.checks.epoch_speed import measure_epoch_speed
 from scaleproof.checks.final_scores import final_scores
 from scaleproof.checks.wording import counted, listed, percent
-from scaleproof.evidence.failures import describe_failure
+from scaleproof.evidence.failures import Failure, describe_failure
 from scaleproof.evidence.records import Arm
-from scaleproof.evidence.study import Run, Study
+from scaleproof.evidence.study import Study
+from scaleproof.evidence.troubles import unobserved_by_ranks
 from scaleproof.stats.shares import holm
-from scaleproof.verdict.answers import Answer, Decision, Finding, QuestionAnswer, Verdict
+from scaleproof.verdict.alone import (
+    COMPARED,
+    headline_alone,
+    is_alone,
+    next_steps_alone,
+    not_asked,
+    standing_alone,
+    without_unasked,
+)
+from scaleproof.verdict.answers import (
+    Answer,
+    Decision,
+    Finding,
+    QuestionAnswer,
+    Standing,
+    Verdict,
+)
+from scaleproof.verdict.consequences import trace_to_roots
 from scaleproof.verdict.profile import Profile
 from scaleproof.verdict.run_check import run_check
 
-_DECIDING = {Question.FASTER: "no-speed-up", Question.AS_GOOD: "accuracy-drop"}
-"""Only this check's pass is a yes to its question; the others there look for single faults."""
+_DECIDING = {
+    Question.FASTER: ("no-speed-up",),
+    Question.AS_GOOD: ("accuracy-drop", "metric-drop"),
+}
+"""Only the pass of the first of these that applies is a yes to its question; the other checks
+there look for single faults."""
 
 _ORDER = (Question.SOUND, Question.FIT, Question.AS_GOOD, Question.FASTER)
 """A headline names the most fundamental reason: speed is the last that matters."""
@@ -40,30 +62,66 @@ def judge_study(study: Study, profile: Profile) -> Verdict:
     ``UsageError`` when the profile asks for something the study can't have.
     """
     study.pairs  # noqa: B018 - refuses runs that can't be compared, before anything is judged
+    alone = is_alone(study)
     checks = profile.build_checks()
     findings = [
-        run_check(check, study, blocks=check.name not in profile.advisory) for check in checks
+        run_check(
+            check,
+            study,
+            blocks=check.name not in profile.advisory
+            and not (alone and check.question in COMPARED),
+        )
+        for check in checks
     ]
     statistical = {check.name for check in checks if hasattr(check, "confidence")}
     findings = _correct_for_number(findings, statistical, profile.confidence)
-    answers = tuple(_answer(question, findings) for question in Question)
-    failed = [run for run in study.unusable_runs if run.status == "failed"]
-    unfinished = [run for run in study.unusable_runs if run.status != "failed"]
+    findings = trace_to_roots(findings, {check.name: check.consequence_of for check in checks})
+    if alone:
+        findings = without_unasked(findings)
+    answers = tuple(
+        not_asked(question) if alone and question in COMPARED else _answer(question, findings)
+        for question in Question
+    )
+    if study.is_script:
+        answers = tuple(_only_if_all_was_seen(answer, study) for answer in answers)
+    failures = _failures(study)
+    failed = tuple(_one_line(failure) for failure in failures.values())
+    unfinished = tuple(run.name for run in study.unusable_runs if run.name not in failures)
     decision = _decide(answers, has_all_runs=not study.unusable_runs)
+    if alone:
+        standing = standing_alone(answers, study, has_failed=bool(failed))
+        headline = headline_alone(study, standing, answers, findings, failed)
+        next_steps = next_steps_alone(study, standing, findings)
+    else:
+        standing = Standing(decision.value)
+        headline = _headline(study, profile, decision, answers, failed, unfinished)
+        next_steps = _next_steps(study, decision, answers, findings, tuple(failures), unfinished)
     return Verdict(
         decision=decision,
-        headline=_headline(study, profile, decision, answers, failed, unfinished),
+        standing=standing,
+        headline=headline,
         answers=answers,
         findings=tuple(findings),
-        next_steps=_next_steps(study, decision, answers, findings, failed, unfinished),
-        failed_runs=tuple(_failed_sentence(run) for run in failed),
-        unfinished_runs=tuple(run.name for run in unfinished),
+        next_steps=next_steps,
+        failed_runs=failed,
+        unfinished_runs=unfinished,
     )
 
 
+def soundness(verdict: Verdict) -> Answer:
+    """Whether what ran is sound, and fit where that was asked: yes only when all of it was seen."""
+    answers = {answer.question: answer.answer for answer in verdict.answers}
+    if Answer.NO in (answers[Question.SOUND], answers[Question.FIT]):
+        return Answer.NO
+    has_all_runs = not verdict.failed_runs and not verdict.unfinished_runs
+    is_sound = answers[Question.SOUND] is Answer.YES and has_all_runs
+    return Answer.YES if is_sound else Answer.UNDECIDED
+
+
 def exit_code(verdict: Verdict) -> int:
-    """0 adopt, 1 reject, 3 undecided, 4 undecided because a run failed."""
-    if verdict.decision is Decision.ADOPT:
+    """0 adopt, 1 reject, 3 undecided, 4 undecided because a run failed. Of a script observed alone:
+    0 sound, 1 not."""
+    if verdict.standing in (Standing.ADOPT, Standing.SOUND):
         return 0
     if verdict.decision is Decision.REJECT:
         return 1
@@ -120,7 +178,7 @@ def _answer(question: Question, findings: Iterable[Finding]) -> QuestionAnswer:
     for finding in asked:
         if _is_open(finding):
             return answer(Answer.UNDECIDED, finding.sentence)
-    deciding = [f for f in blocking if f.check == _DECIDING.get(question, f.check)]
+    deciding = _deciding(question, blocking)
     passed = [finding for finding in deciding if finding.outcome is Outcome.PASS]
     if passed:
         return answer(Answer.YES, _yes_sentence(question, passed))
@@ -129,6 +187,31 @@ def _answer(question: Question, findings: Iterable[Finding]) -> QuestionAnswer:
     return answer(
         Answer.NOT_APPLICABLE,
         f"The profile leaves no check that decides whether it is {_WORDS[question]}.",
+    )
+
+
+def _deciding(question: Question, blocking: Sequence[Finding]) -> Sequence[Finding]:
+    """The findings whose pass is a yes to the question."""
+    if question not in _DECIDING:
+        return blocking
+    by_name = {finding.check: finding for finding in blocking}
+    known = [by_name[name] for name in _DECIDING[question] if name in by_name]
+    arising = (f for f in known if f.outcome is not Outcome.NOT_APPLICABLE or f.consequence_of)
+    first = next(arising, known[0] if known else None)
+    return [first] if first is not None else []
+
+
+def _only_if_all_was_seen(answer: QuestionAnswer, study: Study) -> QuestionAnswer:
+    """A script's yes to soundness, unless something that its checks look at was not recorded to
+    the end."""
+    gaps = [gap for run in study.usable_runs.values() for gap in unobserved_by_ranks(run)]
+    if answer.question is not Question.SOUND or answer.answer is not Answer.YES or not gaps:
+        return answer
+    whats = listed([f"{gap.what} ({gap.why})" for gap in gaps])
+    return msgspec.structs.replace(
+        answer,
+        answer=Answer.UNDECIDED,
+        sentence=f"No fault was found, but not everything could be observed: {_printable(whats)}.",
     )
 
 
@@ -143,7 +226,7 @@ def _yes_sentence(question: Question, passed: Sequence[Finding]) -> str:
     if question is not Question.SOUND:
         return passed[0].sentence
     names = [finding.check for finding in passed]
-    return f"No fault found by {counted(len(passed), 'check')}: {listed(names, most=20)}."
+    return f"No fault found by {counted(len(passed), 'check')}: {listed(names, most=6)}."
 
 
 def _decide(answers: Iterable[QuestionAnswer], *, has_all_runs: bool) -> Decision:
@@ -158,17 +241,17 @@ def _headline(
     profile: Profile,
     decision: Decision,
     answers: tuple[QuestionAnswer, ...],
-    failed: list[Run],
-    unfinished: list[Run],
+    failed: Sequence[str],
+    unfinished: Sequence[str],
 ) -> str:
     if decision is Decision.ADOPT:
         return _adopt_headline(study, profile)
     if decision is Decision.REJECT:
         return f"Reject: {_first(answers, Answer.NO).sentence}"
     if failed:
-        return f"Undecided: {_failed_sentence(failed[0])}"
+        return f"Undecided: {failed[0]}"
     if unfinished:
-        names = listed([run.name for run in unfinished])
+        names = listed(unfinished)
         runs = f"{len(unfinished)} of {counted(len(study.runs), 'run')}"
         return f"Undecided: {runs} did not finish ({names})."
     if any(answer.answer is Answer.UNDECIDED for answer in answers):
@@ -190,17 +273,22 @@ def _adopt_headline(study: Study, profile: Profile) -> str:
     assert baseline is not None  # without one, nothing is shown to be faster
     speed = measure_epoch_speed(study, confidence=profile.confidence).speed
     assert speed is not None  # it was shown to be faster
+    before, after = _mean_accuracy(study, baseline), _mean_accuracy(study, candidate)
+    quality = "its metrics as good"  # the script reported figures, no predictions
+    if before is not None and after is not None:
+        quality = f"accuracy {percent(after)} against {percent(before)}"
+    name = candidate.name if study.is_script else candidate.strategy
     return (
-        f"Adopt {counted(candidate.num_devices, 'device')} ({candidate.strategy}): "
-        f"{percent(speed.time_reduction, 0)} less time per epoch, accuracy "
-        f"{percent(_mean_accuracy(study, candidate))} against "
-        f"{percent(_mean_accuracy(study, baseline))}, no fault found."
+        f"Adopt {counted(candidate.num_devices, 'device')} ({name}): "
+        f"{percent(speed.time_reduction, 0)} less time per epoch, {quality}, no fault found."
     )
 
 
-def _mean_accuracy(study: Study, arm: Arm) -> float:
-    accuracies = [scores.accuracy for scores in final_scores(study.runs_of(arm))]
-    return sum(accuracies) / len(accuracies)
+def _mean_accuracy(study: Study, arm: Arm) -> float | None:
+    """None where there are no predictions of classes."""
+    runs = [run for run in study.runs_of(arm) if run.manifest and run.manifest.class_names]
+    accuracies = [scores.accuracy for scores in final_scores(runs)]
+    return sum(accuracies) / len(accuracies) if accuracies else None
 
 
 def _next_steps(
@@ -208,15 +296,14 @@ def _next_steps(
     decision: Decision,
     answers: tuple[QuestionAnswer, ...],
     findings: Sequence[Finding],
-    failed: list[Run],
-    unfinished: list[Run],
+    failed: Sequence[str],
+    unfinished: Sequence[str],
 ) -> tuple[str, ...]:
     """What to do, the most important first, nothing twice."""
     again = shlex.join(study.request.command)
     steps: list[str] = []
     if failed:
-        names = listed([run.name for run in failed])
-        steps.append(f"Mend the error of {names}, then run the study again: {again}")
+        steps.append(f"Mend the error of {listed(failed)}, then run the study again: {again}")
     elif unfinished:
         steps.append(f"Run the study again to its end: {again}")
     if decision is Decision.ADOPT:
@@ -233,10 +320,17 @@ def _next_steps(
     return tuple(dict.fromkeys(step for step in steps if step))
 
 
-def _failed_sentence(run: Run) -> str:
-    """Why a run failed, on one line without control characters: the error came from elsewhere."""
-    failure = describe_failure(run)
-    assert failure is not None  # a run is failed because a rank left an error
-    line = "".join(char if char.isprintable() else " " for char in failure.sentence)
-    line = " ".join(line.split())
+def _failures(study: Study) -> Mapping[str, Failure]:
+    """Why runs failed, by their names: also those whose ranks could not write an outcome."""
+    found = {run.name: describe_failure(run) for run in study.unusable_runs}
+    return {name: failure for name, failure in found.items() if failure is not None}
+
+
+def _one_line(failure: Failure) -> str:
+    """Without control characters: the error came from elsewhere."""
+    line = _printable(failure.sentence)
     return line if len(line) <= _MAX_SENTENCE else f"{line[:_MAX_SENTENCE]} ..."
+
+
+def _printable(text: str) -> str:
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())

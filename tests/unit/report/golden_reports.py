@@ -1,4 +1,4 @@
-"""The fixed study behind the golden reports. To write them anew, after looking at the difference:
+"""The fixed studies behind the golden reports. To write them anew, after looking at the difference:
 
 PYTHONPATH=tests python tests/unit/report/golden_reports.py
 """
@@ -6,9 +6,11 @@ PYTHONPATH=tests python tests/unit/report/golden_reports.py
 import tempfile
 from pathlib import Path
 
-from report_cases import mixed_verdict, summary_of
+from report_cases import mixed_verdict, summary_of, unsynced_verdict
 
+from observed import build_observed
 from scaleproof.report.formats import render_text
+from scaleproof.report.summary import summarise
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 FILES = {
@@ -18,18 +20,23 @@ FILES = {
     "terminal": "report.txt",
 }
 
+OBSERVED_FILES = {"markdown": "observed.md", "terminal": "observed.txt"}
+"""A script observed alone: what differs from a comparison."""
+
 
 def golden_texts(folder: Path) -> dict[str, str]:
-    """Each format's text for the same study; ``folder`` is where the study is built."""
-    summary = summary_of(folder, mixed_verdict(), seeds=(0, 1))
-    return {name: render_text(summary, name) for name in FILES}
+    """The text of each file; ``folder`` is where the studies are built."""
+    summary = summary_of(folder / "compared", mixed_verdict(), seeds=(0, 1))
+    observed = summarise(build_observed(folder / "observed"), unsynced_verdict())
+    texts = {file: render_text(summary, name) for name, file in FILES.items()}
+    return texts | {file: render_text(observed, name) for name, file in OBSERVED_FILES.items()}
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in golden_texts(Path(folder) / "study").items():
-            (GOLDEN / FILES[name]).write_text(text, encoding="utf-8")
-            print(f"wrote {GOLDEN / FILES[name]}")
+        for file, text in golden_texts(Path(folder)).items():
+            (GOLDEN / file).write_text(text, encoding="utf-8")
+            print(f"wrote {GOLDEN / file}")
 
 
 if __name__ == "__main__":

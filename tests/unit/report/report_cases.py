@@ -8,7 +8,14 @@ import numpy as np
 from scaleproof.checks.check import Family, Outcome, Question
 from scaleproof.evidence.study import Study
 from scaleproof.report.summary import Summary, summarise
-from scaleproof.verdict.answers import Answer, Decision, Finding, QuestionAnswer, Verdict
+from scaleproof.verdict.answers import (
+    Answer,
+    Decision,
+    Finding,
+    QuestionAnswer,
+    Standing,
+    Verdict,
+)
 from studies import FakeArm, build_study, flip_share
 
 HOSTILE_NAMES = (
@@ -57,7 +64,8 @@ def verdict(**changes: Any) -> Verdict:
         "failed_runs": (),
         "unfinished_runs": (),
     }
-    return Verdict(**{**fields, **changes})
+    fields |= changes
+    return Verdict(**{"standing": Standing(fields["decision"].value), **fields})
 
 
 def mixed_verdict(text: str = "class 'cat'") -> Verdict:
@@ -110,6 +118,43 @@ def mixed_verdict(text: str = "class 'cat'") -> Verdict:
         next_steps=(f"Look at {text}.", "Run again with --seeds 5."),
         failed_runs=(f"ddp-2-seed1: rank 1 failed at step 3: {text}.",),
         unfinished_runs=("ddp-2-seed2",),
+    )
+
+
+def unsynced_verdict() -> Verdict:
+    """On a script alone: one fault with a consequence, and most questions not asked."""
+    sentence = "Rank 1 used its own gradient of 'head.weight' alone in step 1."
+    return verdict(
+        decision=Decision.REJECT,
+        standing=Standing.NOT_SOUND,
+        headline=f"Not sound: {sentence}",
+        answers=answers(
+            faster=Answer.NOT_APPLICABLE,
+            as_good=Answer.NOT_APPLICABLE,
+            sound=Answer.NO,
+            fit=Answer.NOT_APPLICABLE,
+        ),
+        findings=(
+            finding("no-speed-up", outcome=Outcome.NOT_APPLICABLE, sentence="Not asked."),
+            finding("accuracy-drop", outcome=Outcome.NOT_APPLICABLE, sentence="Not asked."),
+            finding(
+                "unsynced-gradients",
+                question=Question.SOUND,
+                outcome=Outcome.FAIL,
+                sentence=sentence,
+                remedy="Call the wrapped model.",
+                consequences=("replica-drift",),
+            ),
+            finding(
+                "replica-drift",
+                question=Question.SOUND,
+                outcome=Outcome.NOT_APPLICABLE,
+                sentence="A consequence of unsynced-gradients: Parameter 'head.weight' differs.",
+                consequence_of=("unsynced-gradients",),
+            ),
+            finding("non-finite", question=Question.SOUND, sentence="All numbers are finite."),
+        ),
+        next_steps=("Call the wrapped model.",),
     )
 
 

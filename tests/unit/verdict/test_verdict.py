@@ -1,20 +1,19 @@
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from made_checks import judge_made, made
 
-from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
+from scaleproof.checks.check import Outcome, Question
 from scaleproof.errors import EvidenceError, UsageError
 from scaleproof.evidence.records import RankOutcome, TensorKind
 from scaleproof.evidence.study import Study, load_study
-from scaleproof.verdict import verdict as verdict_module
 from scaleproof.verdict.answers import Answer, Decision, Verdict
-from scaleproof.verdict.profile import Profile, profile_from_dict
+from scaleproof.verdict.profile import profile_from_dict
 from scaleproof.verdict.verdict import exit_code, judge_study
 from studies import FakeArm, build_study, flip_share
 
@@ -400,55 +399,9 @@ def test_a_profile_that_names_a_class_the_study_lacks_is_refused(tmp_path: Path)
 # --- how findings become answers: with checks made up for it
 
 
-@final
-class Nothing(msgspec.Struct, frozen=True, kw_only=True):
-    pass
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Made(AbstractCheck[Nothing]):
-    """A check that comes to what it is told."""
-
-    name: ClassVar[str] = "made"
-    question: ClassVar[Question] = Question.SOUND
-    family: ClassVar[Family] = Family.DATA
-    needs: ClassVar[tuple[Need, ...]] = ()
-
-    judgement: Judgement
-    confidence: float = 0.95
-
-    def measure(self, study: Study) -> Nothing:
-        return Nothing()
-
-    def judge(self, measurement: Nothing) -> Judgement:
-        return self.judgement
-
-
-def made(
-    outcome: Outcome,
-    *,
-    name: str,
-    p_value: float | None = None,
-    question: Question = Question.SOUND,
-) -> Made:
-    judgement = Judgement(outcome=outcome, sentence=f"{name}.", remedy="Mend.", p_value=p_value)
-    check = Made(judgement=judgement)
-    object.__setattr__(check, "name", name)
-    object.__setattr__(check, "question", question)
-    return check
-
-
 @pytest.fixture(scope="module")
 def plain_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return build_study(tmp_path_factory.mktemp("study"), seeds=(0,))
-
-
-def judge_made(
-    monkeypatch: pytest.MonkeyPatch, study: Study, *checks: Made, advisory: tuple[str, ...] = ()
-) -> Verdict:
-    monkeypatch.setattr(Profile, "build_checks", lambda _self: checks)
-    return verdict_module.judge_study(study, Profile(advisory=advisory))
 
 
 def test_one_borderline_fail_among_many_statistical_checks_is_undecided(
