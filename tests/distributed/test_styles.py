@@ -116,7 +116,7 @@ def test_the_gradient_used_is_the_mean_of_the_ranks_own(style: str, root: Path) 
         first, second = (v[:, 1] for v in values)
         final = np.where(np.isnan(first), second, first)  # shards are joined
         known = ~np.isnan(final) & ~np.isnan(mean)
-        assert known.sum() >= 100
+        assert known.sum() >= 8  # the smallest optimizer owns eight numbers
         factor = (final[known] @ mean[known]) / (mean[known] @ mean[known])
         residual = np.linalg.norm(final[known] - factor * mean[known])
         assert residual < 2e-5 * np.linalg.norm(final[known])

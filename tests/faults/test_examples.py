@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from faults.planted import ARGUMENTS, EXAMPLES, FAULTS, STARTS_ITSELF, TWINS, Planted
+from faults.planted import FAULTS
+from faults.scripts import ARGUMENTS, EXAMPLES, STARTS_ITSELF, Planted
+from faults.twins import TWINS
 from observing import TORCHRUN, Observed, observe
 from scaleproof.verdict.answers import Answer
 

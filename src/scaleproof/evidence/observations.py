@@ -176,6 +176,8 @@ class OwnedTensor(msgspec.Struct, frozen=True, kw_only=True):
     """Each rank holds a part of it (FSDP2): probes join the parts."""
     has_gradient: bool
     """It has a gradient now."""
+    learning_rate: float | None = None
+    """Of its parameter group now; None when no optimizer owns it."""
 
 
 @final

@@ -81,8 +81,8 @@ class Pulse:
         self.beat(Activity.STARTING)
         self._words[0] = int.from_bytes(_MAGIC, sys.byteorder)
 
-    def beat(self, activity: Activity) -> None:
-        """Say that ``activity`` has begun."""
+    def beat(self, activity: int) -> None:
+        """Say that ``activity``, one of ``Activity``, has begun."""
         self._beats += 1
         self._words[_ACTIVITY] = activity
         self._words[_BEATS] = self._beats

@@ -46,6 +46,13 @@ def unobserved_by_ranks(run: Run) -> tuple[Unobserved, ...]:
     )
 
 
+def append_trouble(path: Path, trouble: Missing) -> None:
+    """Add a line to a process's own file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(msgspec.json.encode(trouble) + b"\n")
+
+
 def read_troubles(paths: RunPaths) -> tuple[Missing, ...]:
     """Why processes of a run could not be observed, each reason once, in the order of their ids.
 

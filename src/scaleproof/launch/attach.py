@@ -1,17 +1,21 @@
 """What happens in each process of an observed command when torch has been imported."""
 
 import atexit
+import contextlib
 import multiprocessing.util
 import os
 from pathlib import Path
 
 import torch.distributed as dist
 
+from scaleproof.evidence.observations import Missing
 from scaleproof.evidence.paths import RunPaths
+from scaleproof.evidence.troubles import append_trouble
 from scaleproof.launch.environment import ProcessFacts
 from scaleproof.observe import libraries, patches, report
 from scaleproof.observe.metrics import MetricsReceiver
 from scaleproof.observe.observer import Observer
+from scaleproof.observe.patch_loaders import loader_lines
 from scaleproof.observe.presence import present, watch_process_group
 
 
@@ -19,24 +23,26 @@ def attach(paths: RunPaths, facts: ProcessFacts) -> None:
     """Listen to torch; nothing is recorded until the process makes an optimizer."""
     if facts.pin and facts.local_rank is not None:
         pin_to_core(facts.local_rank)
-    watch_process_group(paths)
+    watch_process_group(paths, facts.launched_as)
     libraries.watch_imports()
-    patches.install(lambda: _observe(paths, facts))
+
+    def note(what: str, why: str) -> None:
+        with contextlib.suppress(OSError):  # nowhere to say it
+            append_trouble(paths.trouble(os.getpid()), Missing(what=what, why=why))
+
+    patches.install(lambda: _observe(paths, facts), note)
 
 
 def _observe(paths: RunPaths, facts: ProcessFacts) -> Observer:
     """This process made an optimizer: it will train."""
     if facts.pin and facts.local_rank is None:
         pin_to_core(dist.get_rank() if dist.is_initialized() else 0)
-    environment = None
-    if facts.rank is not None and facts.num_ranks is not None:
-        environment = facts.rank, facts.num_ranks
     observer = Observer(
         paths,
         present(paths),
         every=facts.every,
-        environment=environment,
-        where_loaders=patches.loader_lines,
+        environment=facts.launched_as,
+        where_loaders=loader_lines,
     )
     receiver = MetricsReceiver(observer)
     report.set_receiver(receiver)

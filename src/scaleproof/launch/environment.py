@@ -83,6 +83,13 @@ class ProcessFacts:
     every: int
     pin: bool
 
+    @property
+    def launched_as(self) -> tuple[int, int] | None:
+        """Rank and number of ranks, where a launcher said both."""
+        if self.rank is None or self.num_ranks is None:
+            return None
+        return self.rank, self.num_ranks
+
 
 def observed_environment(paths: RunPaths, every: int, pin: bool) -> dict[str, str]:
     """This environment, for a command whose processes are to be observed into ``paths``."""

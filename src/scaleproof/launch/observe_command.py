@@ -96,8 +96,8 @@ def run_observed(
     the command's processes is left that was still training.
     """
     run = ScriptRun(paths, argv, every=every, pin=pin, cwd=cwd)
-    watch = Watch(run, timeout_s=timeout_s)
     try:
+        watch = Watch(run, timeout_s=timeout_s)
         with run.signals_passed_on():
             watch.until_ended()
     except BaseException:

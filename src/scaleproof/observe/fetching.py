@@ -5,6 +5,7 @@ and appends one line to a file of its rank. Workers that are forked know their r
 the process they come from; those that are spawned say nothing.
 """
 
+import contextlib
 import os
 from pathlib import Path
 from typing import final
@@ -36,22 +37,28 @@ class Fetched(msgspec.Struct, frozen=True, kw_only=True):
     drawn: tuple[RandomSource, ...]
 
 
-@final
-class FetchLook:
-    """Looks at one fetch: make it before, ask ``seen`` after."""
+def states() -> dict[RandomSource, str]:
+    """Of the generators, before a fetch; empty when they can't be told."""
+    try:
+        return random_states()
+    except Exception:  # noqa: BLE001 - somebody's training must not end with it
+        return {}
 
-    def __init__(self) -> None:
-        self._before = random_states()
 
-    def write(self, worker: int) -> None:
-        """Compare, and append a line: workers share the file."""
-        assert current is not None  # the fetch was looked at
-        after = random_states()
-        drawn = tuple(source for source in RandomSource if after[source] != self._before[source])
-        loader, number, path = current
-        fetched = Fetched(
-            loader=loader, number=number, worker=worker, states=self._before, drawn=drawn
-        )
+def write(before: dict[RandomSource, str], worker: int) -> None:
+    """Compare, and append a line: workers share the file. What can't be told is left out."""
+    after = states()
+    if current is None or not before or not after:
+        return
+    loader, number, path = current
+    fetched = Fetched(
+        loader=loader,
+        number=number,
+        worker=worker,
+        states=before,
+        drawn=tuple(source for source in RandomSource if after[source] != before[source]),
+    )
+    with contextlib.suppress(OSError):  # the disk is full: the fetch counts as not seen
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(file, msgspec.json.encode(fetched) + b"\n")

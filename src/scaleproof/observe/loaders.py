@@ -27,11 +27,11 @@ from scaleproof.observe.randomness import random_states
 from scaleproof.observe.writing import RankFolder
 
 CONTENT_SHARE = 0.002
-CONTENT_ALLOWANCE_S = 0.05
+CONTENT_ALLOWANCE_S = 0.02
 """Share of the time, and seconds at the beginning, that looking at contents may take; beyond,
 batches are left out."""
 
-MAX_KEPT_IDS = 1 << 21
+MAX_KEPT_IDS = 1 << 18
 """Ids of the last evaluation pass that are kept, for predictions that come without ids."""
 
 
@@ -138,6 +138,7 @@ class LoaderWatch:
         self.batches = 0  # from training loaders, since the last step
         self.samples = 0
         self.last_evaluation: Pass | None = None
+        self._latest_evaluation: Pass | None = None
         self.finished_primary: Pass | None = None
 
     # --- what iterators do
@@ -184,6 +185,7 @@ class LoaderWatch:
             self.samples += num_items
         elif ids is not None and this.ledger.num_fed <= MAX_KEPT_IDS:
             this.order.append(ids)
+            self._latest_evaluation = this
         self._look_at_contents(this, batch, num_items)
 
     def backward_ran(self) -> None:
@@ -234,6 +236,14 @@ class LoaderWatch:
         counts = self.batches, (self.samples if self.primary is not None else -1)
         self.batches = self.samples = 0
         return counts
+
+    def evaluated_ids(self, number: int) -> Sequence[int] | None:
+        """Ids of the ``number`` items last handed out for evaluation: a whole pass, or its last
+        batch; None when they are neither."""
+        order = [] if self._latest_evaluation is None else self._latest_evaluation.order
+        if sum(map(len, order)) == number:
+            return [index for batch in order for index in batch]
+        return order[-1] if order and len(order[-1]) == number else None
 
     @property
     def usual_batch_size(self) -> int:

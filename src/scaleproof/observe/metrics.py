@@ -52,7 +52,7 @@ class MetricsReceiver:
                     value=value if math.isfinite(value) else None,
                     epoch=epoch,
                     steps_done=observer.steps_done,
-                    num_collectives=observer.num_collectives_since_evaluation,
+                    num_collectives=observer.group.num_since_evaluation,
                     evaluation_loader=-1 if last is None else last.info.number,
                 )
             )
@@ -72,13 +72,22 @@ class MetricsReceiver:
         if epoch != self._epoch:
             self.write()
             self._epoch = epoch
-        num_before = sum(map(len, self._parts))
         table = np.zeros(len(targets), EVALUATION_TABLE)
-        ids = np.arange(num_before, num_before + len(targets))
-        table["sample_id"] = ids if sample_ids is None else sample_ids
+        table["sample_id"] = self._ids(len(targets)) if sample_ids is None else sample_ids
         table["target"], table["prediction"] = targets, predictions
         table["loss"] = np.nan
         self._parts.append(table)
+
+    def _ids(self, number: int) -> NDArray[np.int64]:
+        """Ids of predictions that came without: those of the evaluation they must be of, or else
+        numbers that no other rank gives."""
+        observer = self._observer
+        handed_out = observer.loaders.evaluated_ids(number)
+        if handed_out is not None:
+            return np.array(handed_out, np.int64)
+        before = sum(map(len, self._parts))
+        rank, num_ranks = (observer.who.rank, observer.who.num_ranks) if observer.who else (0, 1)
+        return np.arange(before, before + number) * num_ranks + rank
 
     @guarded("evaluation")
     def write(self) -> None:

@@ -125,13 +125,23 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def owned_tensor(name: str, parameter: Tensor) -> OwnedTensor:
+def learning_rates(optimizer: Optimizer) -> list[float | None]:
+    """Of each of its tensors, in the order of ``parameters_of``."""
+    return [
+        float(group["lr"]) if "lr" in group else None
+        for group in optimizer.param_groups
+        for _ in group["params"]
+    ]
+
+
+def owned_tensor(name: str, parameter: Tensor, learning_rate: float | None = None) -> OwnedTensor:
     return OwnedTensor(
         name=name,
         numel=parameter.numel(),
         requires_grad=parameter.requires_grad,
         is_sharded=is_sharded(parameter),
         has_gradient=parameter.grad is not None,
+        learning_rate=learning_rate,
     )
 
 

@@ -5,6 +5,7 @@ breaks is noted, and the training goes on.
 """
 
 import time
+import weakref
 from typing import Any, Literal, final
 
 import torch
@@ -42,6 +43,8 @@ from scaleproof.observe.writing import RankFolder
 
 _TRAIN_MODE, _EVALUATION_MODE = int(StepFlag.TRAIN_MODE), int(StepFlag.EVALUATION_MODE)
 _CLIPPED, _SCALED, _CLOSURE = int(StepFlag.CLIPPED), int(StepFlag.SCALED), int(StepFlag.CLOSURE)
+_FORWARD, _BACKWARD = int(Activity.FORWARD), int(Activity.BACKWARD)
+_OPTIMIZER, _OTHER = int(Activity.OPTIMIZER), int(Activity.OTHER)
 _REDUCED_AFTER_CLIPPING = int(StepFlag.REDUCED_AFTER_CLIPPING)  # an IntFlag's | takes 1 µs
 
 
@@ -67,13 +70,14 @@ class Observer:
         self.optimizers = OptimizerWatch(self.folder, self.inventory, self.memory, every=every)
         self.group = ProcessGroupWatch()
         self.spent_s = 0.0
-        self.root_ids: set[int] = set()
+        self.roots: dict[int, Any] = {}
+        self.is_in_root = False
         self._presence = presence
         self.pulse = presence.pulse
         self._every = every
         self._environment = environment
         self._snapshots = Snapshots(self.folder, self.inventory)
-        self._who: Whoami | None = None
+        self.who: Whoami | None = None
         self._began_s = time.perf_counter()
         self._step_depth = 0
         self._step_began_s = 0.0
@@ -82,7 +86,6 @@ class Observer:
         self._scale: Any = None
         self._num_skipped = 0
         self._has_ended = False
-        self._evaluation_sequence = 0
 
     # --- loaders
 
@@ -92,7 +95,7 @@ class Observer:
         iterator._scaleproof_pass = self.loaders.begin(iterator, loader)
         self._close_epoch()
         if not torch.is_grad_enabled():
-            self._evaluation_sequence = self.group.sequence()
+            self.group.begin_evaluation()
 
     @guarded("pass")
     def loader_handed_out(self, iterator: Any, batch: Any, began_s: float) -> None:
@@ -101,7 +104,7 @@ class Observer:
         this: Pass | None = getattr(iterator, "_scaleproof_pass", None)
         if this is not None:
             self.loaders.fetched(this, iterator, batch)
-        self.pulse.beat(Activity.OTHER)
+        self.pulse.beat(_OTHER)
         self._spend(now_s)
 
     @guarded("pass")
@@ -118,16 +121,17 @@ class Observer:
     # --- forward and backward
 
     @guarded("forward")
-    def forward_begins(self, module: Any, inputs: Any) -> None:
-        if not torch.is_grad_enabled():
+    def forward_begins(self, module: Any, inputs: Any, *, has_gradients: bool) -> None:
+        if not has_gradients:
             self._evaluation_begins(module)
             return
-        self.timeline.flags |= _TRAIN_MODE if unwrapped(module).training else _EVALUATION_MODE
+        inner = self.roots[id(module)]
+        self.timeline.flags |= _TRAIN_MODE if inner.training else _EVALUATION_MODE
+        self.pulse.beat(_FORWARD)
         if self.optimizers.probes.is_armed:
             began_s = time.perf_counter()
             if self.optimizers.look.forward_begins(inputs):
                 self._spend(began_s)
-        self.pulse.beat(Activity.FORWARD)
 
     @guarded("forward")
     def forward_ended(self, began_s: float, *, has_gradients: bool) -> None:
@@ -141,7 +145,7 @@ class Observer:
 
     @guarded("steps")
     def backward_begins(self, root: Any) -> None:
-        self.pulse.beat(Activity.BACKWARD)
+        self.pulse.beat(_BACKWARD)
         timeline = self.timeline
         timeline.num_backwards += 1
         self.loaders.backward_ran()
@@ -159,13 +163,16 @@ class Observer:
         sync_s = max(now_s - own_end_s, 0.0) if own_end_s > began_s and self.group.is_there else 0.0
         self.timeline.sync_s += sync_s
         self.timeline.backward_s += now_s - began_s - sync_s
-        self.pulse.beat(Activity.OTHER)
+        self.pulse.beat(_OTHER)
 
     @guarded("steps")
-    def buffers_synced(self, seconds: float) -> None:
+    def buffers_synced(self, seconds: float, num_collectives: int) -> None:
         """DDP prepared a forward: with buffers, it waits there for other ranks."""
-        self.timeline.sync_s += seconds
-        self.timeline.forward_s -= seconds
+        if torch.is_grad_enabled():
+            self.timeline.sync_s += seconds
+            self.timeline.forward_s -= seconds
+        else:
+            self.group.leave_out(num_collectives)
 
     def _evaluation_begins(self, module: Any) -> None:
         if not self._is_evaluation_due or not self.folder.is_open:
@@ -177,7 +184,9 @@ class Observer:
             Moment.EVALUATION,
             (),
             buffers_only=True,
-            through_wrapper=isinstance(module, DistributedDataParallel),
+            through_wrapper=isinstance(
+                getattr(module, "_orig_mod", module), DistributedDataParallel
+            ),
         )
         self._spend(began_s)
 
@@ -201,12 +210,12 @@ class Observer:
         self._step_depth += 1
         if self._step_depth > 1:
             return
-        if self._who is None:
+        if self.who is None:
             self._begin(optimizer)
         if has_closure:
             self.timeline.flags |= _CLOSURE
-        self.pulse.beat(Activity.OPTIMIZER)
-        self._booked_before_s = self._booked_s()
+        self.pulse.beat(_OPTIMIZER)
+        self._booked_before_s = self.timeline.booked_s
         self._step_began_s = time.perf_counter()
 
     @guarded("steps")
@@ -216,7 +225,7 @@ class Observer:
         if self._step_depth > 0:
             return
         timeline, group = self.timeline, self.group
-        inside_s = self._booked_s() - self._booked_before_s
+        inside_s = self.timeline.booked_s - self._booked_before_s
         timeline.optimizer_s += max(now_s - self._step_began_s - inside_s, 0.0)
         observed = self.optimizers.get(optimizer)
         if observed is None:
@@ -224,24 +233,21 @@ class Observer:
         sequence = group.sequence()
         if timeline.clipped_at_sequence >= 0 and sequence > timeline.clipped_at_sequence:
             timeline.flags |= _REDUCED_AFTER_CLIPPING
-        num_batches, num_samples = self.loaders.reset_counts()
         num_backwards = timeline.num_backwards
         timeline.end_step(
-            optimizer=observed.number,
-            epoch=max(self.loaders.epoch, 0),
-            num_batches=num_batches,
-            num_samples=num_samples,
-            num_collectives=max(sequence - timeline.sequence, 0) if timeline.sequence >= 0 else 0,
-            learning_rate=optimizer.param_groups[0].get("lr", 0.0),
+            observed.number,
+            max(self.loaders.epoch, 0),
+            self.loaders.reset_counts(),
+            sequence,
+            optimizer.param_groups[0].get("lr", 0.0),
         )
-        timeline.sequence = sequence
         scale, self._scale = self._scale, None
         self._is_evaluation_due = True
         observed.num_steps += 1
         steps_done = timeline.num_steps
         self.loaders.steps_done = steps_done
         self.pulse.step_done(self.loaders.epoch, steps_done)
-        self.pulse.beat(Activity.OTHER)
+        self.pulse.beat(_OTHER)
         self.optimizers.stepped(
             observed,
             optimizer,
@@ -292,14 +298,7 @@ class Observer:
     @property
     def is_training(self) -> bool:
         """A step was made: there is a rank and there are files."""
-        return self._who is not None
-
-    @property
-    def num_collectives_since_evaluation(self) -> int:
-        """-1 without a process group."""
-        if not self.group.is_there:
-            return -1
-        return self.group.sequence() - self._evaluation_sequence
+        return self.who is not None
 
     # --- the end
 
@@ -323,7 +322,7 @@ class Observer:
             self.timeline.write_unnamed_epochs(self.folder)
         self._snapshot(Moment.END)
         self.optimizers.record_all(self.timeline.num_steps)
-        if self._who is not None and self._who.rank == 0:
+        if self.who is not None and self.who.rank == 0:
             self._write_manifest()
         self.folder.record(
             EndRecord(
@@ -344,11 +343,11 @@ class Observer:
     def _begin(self, optimizer: Optimizer) -> None:
         """The first step of this process: it trains, and its rank is known."""
         began_s, before_bytes = time.perf_counter(), self.memory.resident_bytes()
-        self._who = who = who_am_i(self._environment)
+        self.who = who = who_am_i(self._environment)
         self._presence.name_rank(who.rank, who.num_ranks)
         self.group.find()
         self.timeline.sequence = self.group.sequence()
-        if not self.folder.open(who.rank, process=self._who.pid):
+        if not self.folder.open(who.rank, process=self.who.pid):
             self.troubles.note(
                 "process",
                 f"another process already is rank {who.rank}: this one is recorded beside it",
@@ -372,7 +371,11 @@ class Observer:
             )
 
     def _know_roots(self) -> None:
-        self.root_ids = {id(root) for root in self.inventory.roots}
+        """Roots, and what is inside wrappers: a script may call that past the wrapper."""
+        self.roots = {}
+        for root in self.inventory.roots:
+            inner = unwrapped(root)
+            self.roots[id(root)] = self.roots[id(inner)] = weakref.proxy(inner)
 
     def _close_epoch(self) -> None:
         """The first training loader's pass is over: an epoch."""
@@ -385,13 +388,9 @@ class Observer:
 
     @guarded("manifest")
     def _write_manifest(self) -> None:
-        assert self._who is not None  # the rank is known
+        assert self.who is not None  # the rank is known
         optimizers = [optimizer for _, optimizer in self.optimizers.live()]
-        write_manifest(self.folder.run, self._who, self.inventory, optimizers, self.loaders)
-
-    def _booked_s(self) -> float:
-        timeline = self.timeline
-        return timeline.forward_s + timeline.backward_s + timeline.sync_s + timeline.input_s
+        write_manifest(self.folder.run, self.who, self.inventory, optimizers, self.loaders)
 
     def _spend(self, began_s: float) -> None:
         """Time since ``began_s`` was ours, not the script's."""

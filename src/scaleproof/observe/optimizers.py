@@ -8,7 +8,12 @@ from torch.optim import Optimizer
 from scaleproof.evidence.observations import OptimizerRecord, ProbeRecord
 from scaleproof.observe.contents import digest_of_inputs
 from scaleproof.observe.gradients import GradientProbes, loss_reduction
-from scaleproof.observe.model import ModelInventory, owned_tensor, parameters_of
+from scaleproof.observe.model import (
+    ModelInventory,
+    learning_rates,
+    owned_tensor,
+    parameters_of,
+)
 from scaleproof.observe.process import MemoryMeter
 from scaleproof.observe.randomness import torch_state
 from scaleproof.observe.writing import RankFolder
@@ -178,8 +183,10 @@ class OptimizerWatch:
                 kind=observed.kind,
                 where=observed.where,
                 owned=tuple(
-                    owned_tensor(names.get(id(p), f"{observed.label}[{index}]"), p)
-                    for index, p in enumerate(owned)
+                    owned_tensor(names.get(id(p), f"{observed.label}[{index}]"), p, rate)
+                    for index, (p, rate) in enumerate(
+                        zip(owned, learning_rates(optimizer), strict=True)
+                    )
                 ),
                 unowned=tuple(owned_tensor(names[id(p)], p) for p in unowned.values()),
                 num_strangers=sum(id(p) not in names for p in owned),

@@ -90,6 +90,7 @@ class ProcessGroupWatch:
 
     def __init__(self) -> None:
         self._group: Any = None
+        self._evaluation_began = 0
 
     @property
     def is_there(self) -> bool:
@@ -105,6 +106,18 @@ class ProcessGroupWatch:
     def sequence(self) -> int:
         """Collectives started in the default group; 0 without one."""
         return 0 if self._group is None else self._group._get_sequence_number_for_group()
+
+    def begin_evaluation(self) -> None:
+        self._evaluation_began = self.sequence()
+
+    def leave_out(self, num_collectives: int) -> None:
+        """So many were not the evaluation's own: a wrapper sent buffers."""
+        self._evaluation_began += num_collectives
+
+    @property
+    def num_since_evaluation(self) -> int:
+        """Collectives that an evaluation's figures may have gone through; -1 without a group."""
+        return self.sequence() - self._evaluation_began if self.is_there else -1
 
 
 @final

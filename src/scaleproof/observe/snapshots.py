@@ -20,6 +20,10 @@ FIRST_SNAPSHOTS = 3
 """After each of the first steps the state is recorded."""
 
 
+NUM_EVEN_SNAPSHOTS = 4
+"""Then the intervals double: what differs once differs later too, and long runs pay little."""
+
+
 @final
 class Snapshots:
     """Takes and writes them."""
@@ -38,7 +42,11 @@ class Snapshots:
         self._interval = every * max(1, -(-numel // NUMBERS_PER_SNAPSHOT))
 
     def is_due(self, steps_done: int) -> bool:
-        return steps_done <= FIRST_SNAPSHOTS or steps_done % self._interval == 0
+        """After the first steps, every interval, and then, after each twice as many as before."""
+        if steps_done <= FIRST_SNAPSHOTS:
+            return True
+        number, rest = divmod(steps_done, self._interval)
+        return rest == 0 and (number <= NUM_EVEN_SNAPSHOTS or number & (number - 1) == 0)
 
     def of_training(
         self, steps_done: int, moment: Moment, live: list[tuple[str, Optimizer]]

@@ -49,6 +49,11 @@ class Timeline:
         self._flushed_s = self.began_s
         self._epoch_rows: list[NDArray[Any]] = []
 
+    @property
+    def booked_s(self) -> float:
+        """What is booked since the last step, but for the optimizer's."""
+        return self.input_s + self.forward_s + self.backward_s + self.sync_s
+
     def restart(self) -> None:
         """What was booked since the last step was not of training."""
         if self.num_backwards == 0:
@@ -57,26 +62,26 @@ class Timeline:
 
     def end_step(
         self,
-        *,
         optimizer: int,
         epoch: int,
-        num_batches: int,
-        num_samples: int,
-        num_collectives: int,
+        handed_out: tuple[int, int],
+        sequence: int,
         learning_rate: Any,
     ) -> None:
-        """The optimizer's step is done: its row is closed, the next begins."""
+        """The optimizer's step is done: its row is closed, the next begins.
+
+        ``handed_out``: batches and samples; ``sequence``: collectives started so far.
+        """
         now_s = time.perf_counter()
-        booked_s = self.input_s + self.forward_s + self.backward_s + self.sync_s + self.optimizer_s
+        booked_s = self.booked_s + self.optimizer_s
         losses = self.losses
         self.rows.append(
             (
                 optimizer,
                 epoch,
                 self.num_backwards,
-                num_batches,
-                num_samples,
-                num_collectives,
+                *handed_out,
+                max(sequence - self.sequence, 0) if self.sequence >= 0 else 0,
                 self.flags,
                 losses[0] if len(losses) == 1 else (losses or np.nan),
                 learning_rate,
@@ -91,6 +96,7 @@ class Timeline:
             )
         )
         self.num_steps += 1
+        self.sequence = sequence
         self.began_s = now_s
         self.input_s = self.forward_s = self.backward_s = self.sync_s = self.optimizer_s = 0.0
         self.num_backwards = self.flags = 0
