@@ -12,7 +12,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	    -e '.[torch,dev]'
+	    -e '.[torch,dev,integrations]'
 	touch $@
 
 # The main job on the embedded data set. Whatever the verdict is (exit codes 0, 1 and 3), reaching
@@ -36,6 +36,7 @@ check: setup
 bench: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python bench/epoch_time.py --data-dir $(DATA_DIR)
+	$(BIN)/python bench/observer_overhead.py --data-dir $(DATA_DIR)
 
 # The GPU tests and benchmarks, on a machine with CUDA.
 gpu: setup
