@@ -28,12 +28,12 @@ BATCH_SIZE = 64
 def make_model(workload: str) -> nn.Module:
     if workload == "cifar10":
         return cifar10.recipe().build_model()
-    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(64, 256 if workload == "deep" else 768)]
+    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(64, 256 if workload == "deep" else 1536)]
     if workload == "deep":  # 100 layers with weights
         for _ in range(98):
             layers += [nn.ReLU(), nn.Linear(256, 256)]
         return nn.Sequential(*layers, nn.ReLU(), nn.Linear(256, 10))
-    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(768, 10))
+    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(1536, 10))
 
 
 def make_data(workload: str, data_dir: Path) -> TensorDataset:

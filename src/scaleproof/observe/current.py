@@ -15,6 +15,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 observer: Observer | None = None
 """None until this process makes an optimizer; then everything that is patched tells it."""
 
+roots: dict[int, Any] = {}
+"""Its roots, ``Observer.roots``: looked at in every call of every module."""
+
 
 def where_called() -> str:
     """The innermost line outside of libraries, ``train.py:37``; empty when there is none."""

@@ -23,7 +23,8 @@ current: tuple[int, int, Path] | None = None
 """What is fetched from now on, here or in workers that are forked from here, is of this loader and
 pass; and the file that says so."""
 
-_num_fetches: dict[tuple[int, int], int] = {}
+num_left = 0
+"""Fetches of it that are still to be looked at, in this process."""
 
 
 @final
@@ -47,6 +48,8 @@ def states() -> dict[RandomSource, str]:
 
 def write(before: dict[RandomSource, str], worker: int) -> None:
     """Compare, and append a line: workers share the file. What can't be told is left out."""
+    global num_left
+    num_left -= 1
     after = states()
     if current is None or not before or not after:
         return
@@ -68,17 +71,8 @@ def write(before: dict[RandomSource, str], worker: int) -> None:
 
 def begin(loader: int, number: int, file: Path) -> None:
     """A pass begins."""
-    global current
-    current = loader, number, file
-
-
-def is_looked_at() -> bool:
-    """Whether the next fetch is one of those that are looked at; then it is counted."""
-    if current is None:
-        return False
-    key = current[:2]
-    _num_fetches[key] = _num_fetches.get(key, 0) + 1
-    return _num_fetches[key] <= NUM_FETCHES
+    global current, num_left
+    current, num_left = (loader, number, file), NUM_FETCHES
 
 
 def of_pass(path: Path, loader: int, number: int) -> Fetched | None:

@@ -125,7 +125,9 @@ class Observer:
         if not has_gradients:
             self._evaluation_begins(module)
             return
-        inner = self.roots[id(module)]
+        inner = self.roots[id(module)]()
+        if inner is None:  # it is gone, and another module has its id
+            return
         self.timeline.flags |= _TRAIN_MODE if inner.training else _EVALUATION_MODE
         self.pulse.beat(_FORWARD)
         if self.optimizers.probes.is_armed:
@@ -150,9 +152,9 @@ class Observer:
         timeline.num_backwards += 1
         self.loaders.backward_ran()
         if type(root) is torch.Tensor and root.numel() == 1:  # not a DTensor
-            loss = root.detach()
-            scale = self._scale
-            timeline.losses.append(loss if scale is None else loss / scale)
+            # A number at once where that is free: kept tensors would tear holes into the heap.
+            loss = root.item() if root.is_cpu else root.detach()
+            timeline.losses.append(loss if self._scale is None else loss / self._scale)
             if self.optimizers.probes.is_armed:
                 self.optimizers.look.backward_begins(root)
 
@@ -372,10 +374,10 @@ class Observer:
 
     def _know_roots(self) -> None:
         """Roots, and what is inside wrappers: a script may call that past the wrapper."""
-        self.roots = {}
+        self.roots.clear()
         for root in self.inventory.roots:
             inner = unwrapped(root)
-            self.roots[id(root)] = self.roots[id(inner)] = weakref.proxy(inner)
+            self.roots[id(root)] = self.roots[id(inner)] = weakref.ref(inner)
 
     def _close_epoch(self) -> None:
         """The first training loader's pass is over: an epoch."""

@@ -18,13 +18,10 @@ def patch_forward() -> None:
 
     @functools.wraps(original)
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if id(self) not in current.roots:
+            return original(self, *args, **kwargs)
         observer = current.observer
-        if (
-            observer is None
-            or id(self) not in observer.roots
-            or observer.is_in_root
-            or torch.compiler.is_compiling()
-        ):
+        if observer is None or observer.is_in_root or torch.compiler.is_compiling():
             return original(self, *args, **kwargs)
         began_s = time.perf_counter()
         has_gradients = torch.is_grad_enabled()

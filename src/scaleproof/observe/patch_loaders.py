@@ -82,7 +82,7 @@ def patch_loaders() -> None:
 
 def _around_fetch(original: Any) -> Any:
     def fetch(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not fetching.is_looked_at():
+        if fetching.num_left <= 0:
             return original(self, *args, **kwargs)
         before = fetching.states()
         result = original(self, *args, **kwargs)

@@ -52,7 +52,7 @@ def install(make_observer: Callable[[], Observer], note: Callable[[str, str], No
 def _forget() -> None:
     """A forked child is another process: a data worker, or a rank that will make an optimizer."""
     global _make_observer
-    current.observer, _make_observer = None, _made_by
+    current.observer, current.roots, _make_observer = None, {}, _made_by
 
 
 def _patch_optimizers() -> None:
@@ -100,6 +100,7 @@ def _start() -> Observer | None:
         return None
     try:
         current.observer = make()
+        current.roots = current.observer.roots
         patch_forward()
     except Exception as error:  # noqa: BLE001 - somebody's training must not end with it
         assert _note is not None  # installed
