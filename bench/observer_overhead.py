@@ -47,13 +47,13 @@ class Workload:
 
 
 WORKLOADS = (
-    Workload(name="cifar10", label="CIFAR-10 ResNet", num_ranks=1, num_blocks=24, num_steps=25),
+    Workload(name="cifar10", label="CIFAR-10 ResNet", num_ranks=1, num_blocks=20, num_steps=30),
     Workload(
-        name="cifar10", label="CIFAR-10 ResNet, DDP", num_ranks=2, num_blocks=24, num_steps=25
+        name="cifar10", label="CIFAR-10 ResNet, DDP", num_ranks=2, num_blocks=20, num_steps=30
     ),
-    Workload(name="deep", label="100 layers", num_ranks=1, num_blocks=40, num_steps=100),
-    Workload(name="deep", label="100 layers, DDP", num_ranks=2, num_blocks=40, num_steps=100),
-    Workload(name="small", label="1 ms steps", num_ranks=1, num_blocks=60, num_steps=1000),
+    Workload(name="deep", label="100 layers", num_ranks=1, num_blocks=24, num_steps=50),
+    Workload(name="deep", label="100 layers, DDP", num_ranks=2, num_blocks=20, num_steps=50),
+    Workload(name="small", label="1 ms steps", num_ranks=1, num_blocks=30, num_steps=1000),
 )
 
 

@@ -7,7 +7,7 @@ evaluation after each epoch. A test changes what it is about::
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,9 @@ def _state(
     script: "FakeScript", rank: int, steps_done: int, moment: Moment
 ) -> dict[tuple[TensorKind, str], NDArray[np.float64]]:
     values = {
-        (TensorKind.PARAMETER, name): np.arange(1.0, 9.0) * (index + 1) + steps_done / 100
+        (TensorKind.PARAMETER, name): np.arange(1.0, 9.0) * (index + 1)
+        + script.seed
+        + steps_done / 100
         for index, name in enumerate(script.names)
     }
     values[TensorKind.BUFFER, "norm.running_mean"] = np.ones(4) * steps_done
@@ -96,6 +98,7 @@ class FakeScript:
     num_evaluation_samples: int = 16
     batch_size: int = 4
     seed: int = 0
+    ignores_seed: bool = False  # every repeat uses ``seed``; otherwise its own is added
     parallelism: str = "ddp"
     names: tuple[str, ...] = NAMES
     step_time_s: float = 0.05
@@ -170,8 +173,9 @@ def build_observed(
         for seed in seeds:
             run = paths.run(arm.name, seed)
             write_json(run.manifest, _manifest(arm, fake, seed))
+            repeat = fake if fake.ignores_seed else replace(fake, seed=fake.seed + seed)
             for rank in range(fake.num_ranks):
-                _Rank(RankWriter(run, rank), fake, rank).write()
+                _Rank(RankWriter(run, rank), repeat, rank).write()
                 outcome = fake.outcome(rank)
                 if outcome is not None:
                     write_json(run.outcome(rank), outcome)

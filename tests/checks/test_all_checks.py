@@ -83,3 +83,20 @@ def test_an_unknown_name_is_refused_with_what_comes_close() -> None:
         check_named("acuracy-drop")
     with pytest.raises(UsageError, match=r"'zzz'\. There are: no-speed-up, "):
         page_of("zzz")
+
+
+def test_what_a_fault_is_a_consequence_of_is_a_check_and_leads_to_no_circle() -> None:
+    causes = {check.name: check.consequence_of for check in ALL_CHECKS}
+
+    def walk(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, f"circle: {' -> '.join((*trail, name))}"
+        for cause in causes[name]:
+            walk(cause, (*trail, name))
+
+    for name in causes:
+        walk(name, ())
+
+
+@pytest.mark.parametrize("name", ["overlapping-samples", "padded-evaluation"])
+def test_what_a_split_for_each_rank_brings_about(name: str) -> None:
+    assert "train-validation-overlap" in check_named(name).consequence_of

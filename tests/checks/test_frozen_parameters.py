@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 
 from observed import FakeScript, build_observed
 from scaleproof.checks.check import PAGE_SECTIONS, Outcome
@@ -103,6 +104,67 @@ def test_a_parameter_with_a_gradient_that_never_changes_is_named(tmp_path: Path)
         "observed-seed0, rank 0: 1 of 3 parameters of SGD of train.py:41 ('head.weight') had a "
         "gradient and never changed in 18 steps. The same on 1 other rank over all runs."
     )
+
+
+def rates(*of_rows: tuple[float | None, float | None]) -> Change:
+    """The learning rate of every owned tensor at the first step and at the end."""
+
+    def change(rank: int, record: AnyRecord) -> AnyRecord:
+        if not isinstance(record, OptimizerRecord):
+            return record
+        is_end = record.moment == "end"
+        tensors = zip(record.owned, of_rows, strict=True)
+        return msgspec.structs.replace(
+            record,
+            owned=tuple(msgspec.structs.replace(t, learning_rate=r[is_end]) for t, r in tensors),
+        )
+
+    return change
+
+
+def test_a_group_with_a_learning_rate_of_0_rests(tmp_path: Path) -> None:
+    change = rates((0.1, 0.0), (0.1, 0.0), (0.0, 0.0))
+    script = FakeScript(state=stuck("head.weight"), change=change)
+    found = finding(build_observed(tmp_path, script))
+
+    assert found.outcome is Outcome.PASS
+    assert found.sentence == (
+        "2 trainable parameters got gradients and changed, and no parameter with a gradient is "
+        "without an optimizer. At a learning rate of 0, 1 parameter never changed: head.weight."
+    )
+
+
+def test_a_first_group_that_rests_does_not_hide_what_is_stuck_in_another(tmp_path: Path) -> None:
+    """The table of steps has the first group's learning rate."""
+
+    def at_0(rank: int, table: np.ndarray) -> None:
+        table["learning_rate"] = 0
+
+    change = rates((0.0, 0.0), (0.1, 0.1), (0.1, 0.1))
+    resting = FakeScript(state=stuck("body.weight"), change=change, steps=at_0)
+    both = FakeScript(state=stuck("body.weight", "head.weight"), change=change, steps=at_0)
+
+    assert finding(build_observed(tmp_path / "resting", resting)).outcome is Outcome.PASS
+    found = finding(build_observed(tmp_path / "both", both))
+    assert found.outcome is Outcome.FAIL
+    assert "1 of 3 parameters of SGD of train.py:41 ('head.weight')" in found.sentence
+
+
+@pytest.mark.parametrize(
+    "of_rows",
+    [
+        ((0.1, 0.1), (0.1, 0.1), (0.0, 0.1)),
+        ((0.1, 0.1), (0.1, 0.1), (0.1, 0.0)),
+        ((0.0, 0.0), (0.0, 0.0), (0.0, 0.0)),
+        ((None, None), (None, None), (None, None)),
+    ],
+)
+def test_a_rate_of_0_now_and_then_or_of_a_schedule_explains_nothing(
+    tmp_path: Path, of_rows: Any
+) -> None:
+    script = FakeScript(state=stuck("head.weight"), change=rates(*of_rows))
+
+    assert finding(build_observed(tmp_path, script)).outcome is Outcome.FAIL
 
 
 def test_frozen_on_purpose_passes(tmp_path: Path) -> None:

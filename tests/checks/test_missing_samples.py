@@ -112,7 +112,29 @@ def test_a_subset_for_each_rank_and_then_a_sampler_fails(tmp_path: Path) -> None
     judgement = judge(build_observed(tmp_path, script))
 
     assert judgement.outcome is Outcome.FAIL
-    assert "handed to no rank in training pass" in judgement.sentence
+    assert judgement.sentence.startswith(
+        "observed-seed0: 24 (50 %) of the 48 items of the loader of train.py:30: handed to no "
+        "rank in training pass 1 of 3, "
+    )
+    assert "for example" in judgement.sentence
+    assert judgement.sentence.endswith("each pass held one half of them: sharded twice.")
+
+
+def test_subsets_that_overlap_are_counted_by_what_was_ever_handed_out(tmp_path: Path) -> None:
+    """Ranks hold 30 items each, 12 of them the same, and hand out half of them in a pass."""
+    script = FakeScript(
+        fed=lambda script, rank, epoch: (
+            np.random.default_rng(epoch).permutation(30)[rank::2] + 18 * rank
+        ),
+        change=changed({"num_items": 30}),
+    )
+    judgement = judge(build_observed(tmp_path, script))
+
+    assert judgement.outcome is Outcome.FAIL
+    assert "items that any pass over the loader of train.py:30 handed out: handed to no rank" in (
+        judgement.sentence
+    )
+    assert "for example" not in judgement.sentence
 
 
 def test_a_tail_that_changes_passes_with_a_note(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 
 from observed import FakeScript, build_observed
 from scaleproof.checks.check import Judgement, Outcome
+from scaleproof.checks.early_stop_differs import EarlyStopDiffers
 from scaleproof.checks.uneven_batches import UnevenBatches
-from scaleproof.evidence.observations import ProbeRecord, StepsRecord
+from scaleproof.evidence.observations import PassRecord, ProbeRecord, StepsRecord
 from scaleproof.evidence.study import Study
 from scaleproof.verdict.run_check import run_check
 
@@ -173,3 +174,60 @@ def test_one_rank_can_not_be_uneven(tmp_path: Path) -> None:
 
     assert finding.outcome is Outcome.NOT_APPLICABLE
     assert not finding.is_evidence_missing
+
+
+def stops(*, in_pass: int, is_whole: bool) -> Callable[[int, Any], Any]:
+    """Rank 1 makes no more steps; ``in_pass`` is from 0."""
+
+    def change(rank: int, record: Any) -> Any:
+        if rank == 1 and isinstance(record, PassRecord):
+            if record.number > in_pass:
+                return None
+            if record.number == in_pass and not is_whole:
+                return msgspec.structs.replace(record, is_whole=False)
+        return record
+
+    return change
+
+
+def cut(num_steps: int) -> Any:
+    """Rank 1 is handed no more than ``num_steps`` batches of 4."""
+
+    def fed(script: FakeScript, rank: int, epoch: int) -> np.ndarray:
+        num_left = max(0, 4 * num_steps - 24 * epoch)
+        return np.arange(24)[: num_left if rank == 1 else 24]
+
+    return fed
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "is_whole"), [(12, True), (15, False), (17, False), (6, True)]
+)
+def test_steps_after_a_rank_has_stopped_are_not_uneven(
+    tmp_path: Path, num_steps: int, is_whole: bool
+) -> None:
+    """It stops at the end of a pass, or within one."""
+    last = (num_steps - 1) // 6
+    script = FakeScript(fed=cut(num_steps), change=stops(in_pass=last, is_whole=is_whole))
+    study = build_observed(tmp_path, script)
+    judgement = judge(study)
+
+    assert judgement.outcome is Outcome.PASS
+    assert judgement.sentence == (
+        f"All ranks had as many samples in each of {num_steps} steps. {18 - num_steps} steps of "
+        "observed-seed0 that not all ranks went on to are not counted (see early-stop-differs)."
+    )
+    assert run_check(EarlyStopDiffers(), study, blocks=True).outcome is Outcome.FAIL
+
+
+def test_uneven_passes_before_a_rank_stops_fail_for_themselves(tmp_path: Path) -> None:
+    """Rank 1 has 5 batches in a pass and makes 2 passes, rank 0 makes 3 of 6 batches."""
+
+    def fed(script: FakeScript, rank: int, epoch: int) -> np.ndarray:
+        return np.arange(24 if rank == 0 else 20 * (epoch < 2))
+
+    change = stops(in_pass=1, is_whole=True)
+    judgement = judge(build_observed(tmp_path, FakeScript(fed=fed, change=change)))
+
+    assert judgement.outcome is Outcome.FAIL
+    assert "rank 0 made 12 steps and rank 1 10, and 2 of 12 steps" in judgement.sentence

@@ -5,7 +5,9 @@ its random-number generators.
 """
 
 import contextlib
+import copy
 import hashlib
+import io
 import os
 import random
 import sys
@@ -258,7 +260,25 @@ def closure() -> None:
     train(model, loader, [optimizer], step=step)
 
 
-SINGLE = ("data_parallel", "closure")
+def saved() -> None:
+    """Whole modules are saved, loaded and copied in the middle of training."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    plain = plain_step(model, optimizer)
+
+    def step(x, y):
+        loss = plain(x, y)
+        copied = copy.deepcopy(model)
+        file = io.BytesIO()
+        torch.save(copied, file)
+        torch.save(model, file)
+        return loss, hashlib.sha256(file.getvalue()).hexdigest(), copied(x).sum().item()
+
+    train(model, make_loader(), [optimizer], step=step)
+
+
+SINGLE = ("data_parallel", "closure", "saved")
 
 if __name__ == "__main__":
     style = sys.argv[1]

@@ -26,7 +26,7 @@ from scaleproof.launch.environment import observed_environment
 pytestmark = pytest.mark.distributed
 
 SCRIPT = Path(__file__).parent / "styles.py"
-SINGLE = ("data_parallel", "closure")
+SINGLE = ("data_parallel", "closure", "saved")
 STYLES = (
     "ddp",
     "data_parallel",
@@ -38,6 +38,7 @@ STYLES = (
     "iterable",
     "compiled",
     "closure",
+    "saved",
 )
 FLOAT64 = np.dtype("<f8")
 ARM = Arm(name="observed", role="candidate", strategy="script", num_devices=0)

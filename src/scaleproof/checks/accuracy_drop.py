@@ -16,6 +16,7 @@ from scaleproof.checks.paired_quality import (
     more_seeds,
     paired_evidence,
 )
+from scaleproof.checks.repeats import independent_pairs
 from scaleproof.checks.wording import percent, signed
 from scaleproof.evidence.study import Study
 from scaleproof.stats.noninferiority import measure_noninferiority, paired_item_standard_error
@@ -88,7 +89,7 @@ class AccuracyDrop(AbstractCheck[AccuracyDifference]):
     allow_single_seed: bool = False
 
     def measure(self, study: Study) -> AccuracyDifference:
-        samples = pair_final_evaluations(study.pairs)
+        samples = pair_final_evaluations(independent_pairs(study))
         baseline = samples.baseline["prediction"] == samples.baseline["target"]
         candidate = samples.candidate["prediction"] == samples.candidate["target"]
         is_comparable = baseline.size > 0
@@ -129,7 +130,7 @@ class AccuracyDrop(AbstractCheck[AccuracyDifference]):
             f"{measured}: {signed(100 * result.mean_difference, 2)} points "
             f"({100 * (2 * self.confidence - 1):.3g} % interval {signed(100 * result.low, 2)} to "
             f"{signed(100 * result.high, 2)}, {evidence.basis}; "
-            f"allowed {signed(-100 * self.max_drop, 2)})."
+            f"allowed {signed(-100 * self.max_drop, 2)}).{evidence.repeats.sentence}"
         )
         if result.low >= -self.max_drop:
             return Judgement(outcome=Outcome.PASS, sentence=sentence)

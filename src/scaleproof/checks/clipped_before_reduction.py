@@ -92,7 +92,8 @@ class ClippedBeforeReduction(AbstractCheck[ClippedMeasurement]):
         `clip_grad_norm_` applied on each rank, up to `tolerance` of an even weight; when, without
         that function, weight times norm of the rank's own gradient is the same on all ranks though
         the norms are not, at `min_steps` steps; and when shards are scaled by factors further
-        apart than `tolerance`. A collective between clipping and the step (for the logged loss, for
+        apart than `tolerance`. Steps where weights leave more than `max_residual` unexplained don't
+        count. A collective between clipping and the step (for the logged loss, for
         one) is no proof; where ranks measured unequal norms before one and no probe tells what came
         of it, it is undecided.
 

@@ -8,18 +8,25 @@ import msgspec
 import numpy as np
 
 from scaleproof.checks.check import Need
-from scaleproof.evidence.study import Run
+from scaleproof.evidence.study import Run, Study
 
 MAX_NUMBERED_CLASSES = 1000
 """With more, numbers that a script reports are the words of a language rather than classes."""
+
+
+def has_too_many_classes(study: Study) -> bool:
+    """The numbers that a script reported are too many to be classes."""
+    runs = tuple(study.usable_runs.values())
+    return study.is_script and _num_numbered(runs) > MAX_NUMBERED_CLASSES
+
 
 CLASSES = Need(
     text="named classes: accuracy and recall are of classifiers",
     kind="structure",
     is_met=lambda study: (
         (
-            all(class_names_of((run,)) for run in study.runs_of(study.candidate))
-            and len(class_names_of(study.runs_of(study.candidate))) <= MAX_NUMBERED_CLASSES
+            all(_num_numbered((run,)) for run in study.runs_of(study.candidate))
+            and not has_too_many_classes(study)
         )
         if study.is_script
         else all(
@@ -70,14 +77,17 @@ def class_names_of(runs: Sequence[Run]) -> tuple[str, ...]:
     named = [run.manifest.class_names for run in runs if run.manifest is not None]
     if any(named):
         return named[0]
-    tables = [run.final_evaluation for run in runs]
-    largest = max(
-        (int(table[side].max()) for table in tables if len(table) for side in _SIDES), default=-1
-    )
-    return tuple(str(number) for number in range(largest + 1))
+    return tuple(str(number) for number in range(_num_numbered(runs)))
 
 
 _SIDES = ("target", "prediction")
+
+
+def _num_numbered(runs: Sequence[Run]) -> int:
+    """One more than the largest class number of their final evaluations; 0 without any."""
+    tables = [run.final_evaluation for run in runs]
+    largest = (int(table[side].max()) for table in tables if len(table) for side in _SIDES)
+    return 1 + max(largest, default=-1)
 
 
 def _scores_of(run: Run, class_names: tuple[str, ...]) -> FinalScores | None:

@@ -30,8 +30,9 @@ class OptimizerReach(msgspec.Struct, frozen=True, kw_only=True):
     """What one optimizer of one rank did to what it owns. Names are of trainable parameters.
 
     ``num_steps``: its steps with a learning rate that is not 0. ``stuck``: had a gradient that is
-    not zero, and the same bytes before and after ``num_steps`` or more steps. ``idle``: never seen
-    with a gradient, never seen to change. ``num_moved``: seen to change. ``unowned``: trainable,
+    not zero, and the same bytes before and after ``num_steps`` or more steps. ``resting``: the same,
+    in a parameter group with a learning rate of 0. ``idle``: never seen with a gradient, never seen
+    to change. ``num_moved``: seen to change. ``unowned``: trainable,
     with a gradient, and in no optimizer at all; ``unowned_share``: of the numbers in all trainable
     tensors that have a gradient.
     """
@@ -45,6 +46,7 @@ class OptimizerReach(msgspec.Struct, frozen=True, kw_only=True):
     num_strangers: int
     num_moved: int
     stuck: tuple[str, ...]
+    resting: tuple[str, ...]
     idle: tuple[str, ...]
     unowned: tuple[str, ...]
     unowned_share: float
@@ -79,12 +81,14 @@ class FrozenParameters(AbstractCheck[FrozenMeasurement]):
         `max_share` of what has a gradient, the script may train a part on purpose: undecided);
         when nothing that an optimizer owns ever had a gradient or changed; when a parameter with a
         gradient that is not zero has the same bytes before and after `min_steps` or more steps of
-        its optimizer with a learning rate; and when one never gets a gradient on some ranks, and
+        its optimizer with a learning rate, unless that of its group is 0 at the first step and at
+        the end, and another group's is not; and when one never gets a gradient on some ranks, and
         does on others. With fewer steps it is undecided.
 
     What it can't see
-        Parameters with `requires_grad` off: they are frozen on purpose. Learning rates of parameter
-        groups after the first. Whether sharded parameters change. Unused branches: a parameter that
+        Parameters with `requires_grad` off: they are frozen on purpose. When the
+        learning rate of a parameter group after the first changes: it is known at the first step
+        and at the end. Whether sharded parameters change. Unused branches: a parameter that
         never gets a gradient on any rank is only counted.
 
     How to fix it
@@ -195,14 +199,18 @@ def _judge_sound(found: Sequence[OptimizerReach]) -> Judgement:
     idle = sorted({name for reach in found for name in reach.idle})
     unused = f" {counted(len(idle), 'parameter')} never got a gradient: {listed(idle)}, a branch"
     unused = f"{unused} that is not used." if idle else ""
-    num_owned = sum(r.num_owned for r in found if (r.run, r.rank) == (first.run, first.rank))
+    resting = sorted({name for reach in found for name in reach.resting})
+    rests = f" At a learning rate of 0, {counted(len(resting), 'parameter')} never changed: "
+    rests = f"{rests}{listed(resting)}." if resting else ""
+    of_first = [r for r in found if (r.run, r.rank) == (first.run, first.rank)]
+    num_left = sum(r.num_owned - len(r.idle) - len(r.resting) for r in of_first)
     moved = "got gradients and changed"
     if all(reach.num_moved == 0 for reach in found):
         moved = "got gradients (whether they changed is not recorded)"
     return Judgement(
         outcome=Outcome.PASS,
-        sentence=f"{counted(num_owned - len(first.idle), 'trainable parameter')} {moved}, and no "
-        f"parameter with a gradient is without an optimizer.{unused}",
+        sentence=f"{counted(num_left, 'trainable parameter')} {moved}, and no "
+        f"parameter with a gradient is without an optimizer.{rests}{unused}",
     )
 
 
@@ -239,14 +247,18 @@ def _reaches(run: Run, rank: Rank) -> Iterator[OptimizerReach]:
     for number in numbers:
         trainable = {name: t for name, t in owned[number].items() if t.requires_grad}
         num_states = {name: len(set(digests.get(name, ()))) for name in trainable}
+        of_group_at_0 = _without_learning_rate([r for r in records if r.optimizer == number])
         stuck: list[str] = []
+        resting: list[str] = []
         idle: list[str] = []
-        for name, tensor in trainable.items():
+        for row, (name, tensor) in enumerate(owned[number].items()):
+            if name not in trainable:
+                continue
             size = sizes.get((number, name))
             if size is None and not tensor.has_gradient and num_states[name] < 2:
                 idle.append(name)
             elif num_states[name] == 1 and size != 0:  # None: a gradient that no probe saw
-                stuck.append(name)
+                (resting if row in of_group_at_0 else stuck).append(name)
         last = [record for record in records if record.optimizer == number][-1]
         unowned = [t for t in last.unowned if t.requires_grad and t.has_gradient]
         unowned = [tensor for tensor in unowned if tensor.name not in of_any]
@@ -256,11 +268,12 @@ def _reaches(run: Run, rank: Rank) -> Iterator[OptimizerReach]:
             rank=rank.rank,
             optimizer=number,
             where=where_of(rank, number),
-            num_steps=_num_steps(rank, number),
+            num_steps=_num_steps(rank, number, is_first_group_at_0=0 in of_group_at_0),
             num_owned=len(trainable),
             num_strangers=last.num_strangers,
             num_moved=sum(number > 1 for number in num_states.values()),
             stuck=tuple(stuck),
+            resting=tuple(resting),
             idle=tuple(idle),
             unowned=tuple(tensor.name for tensor in unowned),
             unowned_share=num_unowned / max(1, num_unowned + trained),
@@ -279,12 +292,24 @@ def _digests_over_time(rank: Rank) -> dict[str, tuple[str, ...]]:
     return {name: tuple(t[name] for t in tables if name in t) for name in names}
 
 
-def _num_steps(rank: Rank, optimizer: int) -> int:
+def _without_learning_rate(records: Sequence[OptimizerRecord]) -> frozenset[int]:
+    """Rows of the tensors whose learning rate is 0 at the first step and at the end. Where it is
+    for all of them, a schedule began and ended there."""
+    if len(records) < 2:
+        return frozenset()
+    at_0 = [{n for n, t in enumerate(r.owned) if t.learning_rate == 0} for r in records]
+    rows = frozenset[int]().union(*at_0).intersection(*at_0)
+    return rows if len(rows) < min(len(r.owned) for r in records) else frozenset()
+
+
+def _num_steps(rank: Rank, optimizer: int, *, is_first_group_at_0: bool) -> int:
     """Steps with a learning rate that is not 0, between the first and the last snapshot; without
-    two of them, all such steps."""
+    two of them, all such steps. The table has the first group's learning rate."""
     table = rank.observed_steps
     snapshots = rank.of(SnapshotRecord)
     if len(snapshots) >= 2:
         table = table[snapshots[0].steps_done : snapshots[-1].steps_done]
-    is_effective = (table["optimizer"] == optimizer) & (table["learning_rate"] != 0)
+    is_effective = table["optimizer"] == optimizer
+    if not is_first_group_at_0:
+        is_effective &= table["learning_rate"] != 0
     return int(np.count_nonzero(is_effective))

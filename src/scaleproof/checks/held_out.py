@@ -15,6 +15,7 @@ from scaleproof.checks.passes import (
     ALL_CONTENTS,
     RankPass,
     SharedLoader,
+    coverage,
     has_stable_contents,
     shared_loaders,
 )
@@ -54,14 +55,28 @@ class Evaluated:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """A pass of one rank: the items whose contents were looked at and kept, each once, and how
+    many of them equal an earlier one."""
+
+    rank: int
+    num_items: int
+    num_equal: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contents:
-    """Digests of contents, sorted, each once: those up to ``limit``. ``share_repeated``: share of
-    the items, drawn once each, that equal an earlier one. ``is_stable``: nothing shows that
-    random augmentation hides what is equal."""
+    """Digests of contents, sorted, each once: those up to ``limit``. ``num_items``: different
+    items that all passes of all ranks together handed out. ``is_complete``: every item of every
+    pass was looked at, and its digest kept. ``is_stable``: nothing shows that random augmentation
+    hides what is equal."""
 
     digests: NDArray[np.uint64]
     limit: int
-    share_repeated: float
+    num_items: int
+    looks: tuple[Look, ...]
+    is_complete: bool
     is_stable: bool
     ranks: tuple[int, ...]
     words: str
@@ -111,8 +126,11 @@ def contents_of(passes: Sequence[RankPass], words: str) -> Contents | None:
         return None
     limit = min([ALL_CONTENTS, *(one.record.content_limit for one in known)])
     kept = [values for one in known if (values := one.contents(limit)) is not None]
-    num_repeated = sum(_num_equal(one) for one in known)
-    num_looked_at = sum(map(len, kept)) + num_repeated
+    looks = [
+        Look(rank=one.rank.rank, num_items=len(values) + equal, num_equal=equal)
+        for one, values in zip(known, kept, strict=True)
+        for equal in [_num_equal(one)]
+    ]
     by_rank: dict[int, list[RankPass]] = defaultdict(list)
     for one in known:
         by_rank[one.rank.rank].append(one)
@@ -120,7 +138,9 @@ def contents_of(passes: Sequence[RankPass], words: str) -> Contents | None:
     return Contents(
         digests=np.unique(np.concatenate(kept)),
         limit=limit,
-        share_repeated=num_repeated / max(1, num_looked_at),
+        num_items=_num_items(known, looks),
+        looks=tuple(looks),
+        is_complete=limit >= ALL_CONTENTS and all(coverage(one) == 1.0 for one in passes),
         is_stable=not is_drawn or all(map(has_stable_contents, by_rank.values())),
         ranks=tuple(by_rank),
         words=words,
@@ -148,6 +168,18 @@ def _num_equal(one: RankPass) -> int:
     """Items that equal an earlier one of their pass, without being that item again."""
     num_again = one.record.num_fed - len(one.seen()) if one.record.has_ids else 0
     return max(0, one.record.num_content_repeats - num_again)
+
+
+def _num_items(passes: Sequence[RankPass], looks: Sequence[Look]) -> int:
+    """Of data without ids, no pass is believed to bring others than the one before."""
+    by_ids: dict[tuple[str, int], BitMap] = defaultdict(BitMap)
+    without: Counter[int] = Counter()
+    for one, look in zip(passes, looks, strict=True):
+        if one.record.has_ids:
+            by_ids[one.loader.data_set_type, one.loader.num_root] |= one.seen()
+        else:
+            without[one.record.number] += look.num_items
+    return sum(map(len, by_ids.values())) + max(without.values(), default=0)
 
 
 def _union(passes: Sequence[RankPass]) -> BitMap:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
+from scaleproof.checks.final_scores import has_too_many_classes
 from scaleproof.checks.metric_names import (
     Direction,
     direction_of,
@@ -20,6 +21,7 @@ from scaleproof.checks.metric_names import (
 )
 from scaleproof.checks.needs import BASELINE, METRICS, PAIRED_RUN, SCRIPT, has_predictions
 from scaleproof.checks.paired_quality import DIVERGED_REMEDY, MIN_SEEDS, name_seeds
+from scaleproof.checks.repeats import PASS_THE_SEED, Repeats, independent_pairs, measure_repeats
 from scaleproof.checks.wording import counted, listed, percent, signed
 from scaleproof.evidence.observations import LoaderRecord, MetricRecord
 from scaleproof.evidence.rank import Rank
@@ -30,7 +32,7 @@ from scaleproof.stats.shares import holm
 NO_PREDICTIONS = Need(
     text="figures only: the script reported predictions, from which accuracy-drop judges it",
     kind="structure",
-    is_met=lambda study: not has_predictions(study),
+    is_met=lambda study: not has_predictions(study) or has_too_many_classes(study),
 )
 
 
@@ -68,6 +70,7 @@ class MetricDropMeasurement(msgspec.Struct, frozen=True, kw_only=True):
     num_baseline_devices: int
     metrics: tuple[MetricValues, ...]
     left_out: tuple[str, ...]
+    repeats: Repeats
 
     @property
     def devices(self) -> str:
@@ -102,7 +105,8 @@ class MetricDrop(AbstractCheck[MetricDropMeasurement]):
         relative to the baseline's value, a loss to its fall in training where that is more. It
         passes when all figures are shown to be within their margin, fails when one is shown to be
         beyond it after Holm's correction for their number, and is undecided otherwise, as it is
-        with one seed. A figure that is not finite on N devices only fails.
+        with one seed. Repeats that are the same run again count once. A figure that is not finite
+        on N devices only fails.
 
     What it can't see
         How the figure was computed: a metric of one rank's part (metric-from-one-shard) or over
@@ -131,13 +135,15 @@ class MetricDrop(AbstractCheck[MetricDropMeasurement]):
 
     def measure(self, study: Study) -> MetricDropMeasurement:
         assert study.baseline is not None  # a need
-        names = sorted({name for pair in study.pairs for name in _reported(pair.candidate)})
-        found = {name: _values(name, study.pairs) for name in names}
+        pairs = independent_pairs(study)
+        names = sorted({name for pair in pairs for name in _reported(pair.candidate)})
+        found = {name: _values(name, pairs) for name in names}
         return MetricDropMeasurement(
             num_devices=study.candidate.num_devices,
             num_baseline_devices=study.baseline.num_devices,
             metrics=tuple(values for values in found.values() if values is not None),
             left_out=tuple(name for name, values in found.items() if values is None),
+            repeats=measure_repeats(study),
         )
 
     def judge(self, measurement: MetricDropMeasurement) -> Judgement:
@@ -158,6 +164,7 @@ class MetricDrop(AbstractCheck[MetricDropMeasurement]):
         p_values = holm([result.p_value_worse for result in results])
         not_judged = _listed_after(" Not judged: ", measurement.left_out)
         not_judged += "." if not_judged else ""
+        not_judged += measurement.repeats.sentence
         lost = [i for i, p_value in enumerate(p_values) if p_value <= 1 - self.confidence]
         if lost:
             guilty = min(lost, key=lambda i: results[i].mean_difference / self._margin(metrics[i]))
@@ -179,7 +186,7 @@ class MetricDrop(AbstractCheck[MetricDropMeasurement]):
             return Judgement(
                 outcome=Outcome.UNDECIDED,
                 sentence=self._sentence(metrics[widest], results[widest], measurement) + not_judged,
-                remedy=_more_seeds([results[i] for i in unshown]),
+                remedy=_more_seeds([results[i] for i in unshown], measurement.repeats),
             )
         sentences = [
             self._sentence(values, result, measurement)
@@ -245,13 +252,17 @@ def _judge_single_seed(values: MetricValues, measurement: MetricDropMeasurement)
     return Judgement(
         outcome=Outcome.UNDECIDED,
         sentence=f"{_means(values, measurement)}, but one seed per arm can't show whether it is as "
-        f"good: it may be the luck of one run. At least {MIN_SEEDS} seeds are needed to decide.",
-        remedy=f"Run at least {MIN_SEEDS} seeds per arm (--seeds {MIN_SEEDS}), or report "
-        "predictions (scaleproof.report_predictions).",
+        f"good: it may be the luck of one run. At least {MIN_SEEDS} seeds are needed to decide."
+        f"{measurement.repeats.sentence}",
+        remedy=PASS_THE_SEED
+        if measurement.repeats.seeds
+        else f"Run at least {MIN_SEEDS} seeds per arm (--seeds {MIN_SEEDS}).",
     )
 
 
-def _more_seeds(results: Sequence[NonInferiority]) -> str:
+def _more_seeds(results: Sequence[NonInferiority], repeats: Repeats) -> str:
+    if repeats.seeds:
+        return PASS_THE_SEED
     wanted = [result.seeds_to_decide for result in results]
     known = [number for number in wanted if number is not None]
     if len(known) < len(wanted):

@@ -65,6 +65,9 @@ class Hole(msgspec.Struct, frozen=True, kw_only=True):
     intent: Intent
     examples: tuple[int, ...]
     """Of those never handed out, or else of those missing in that pass."""
+    is_of_own_subsets: bool = False
+    """Each rank has a subset of its own, and they overlap: ``num_items`` are those that any pass
+    handed out, as nobody knows how many there are."""
 
 
 @final
@@ -96,7 +99,8 @@ class MissingSamples(AbstractCheck[MissingSamplesMeasurement]):
     How it decides
         By ids, from the union of what all ranks were handed in passes that ran to their end on
         every rank. The items a loader should hand out are those of the data set it was given: of a
-        `Subset`, its own indices. Less than one global batch may be missing from a pass
+        `Subset`, its own indices; of a `Subset` for each rank, those of all ranks together, or,
+        where they overlap, what was ever handed out. Less than one global batch may be missing from a pass
         (`drop_last`), as long as it is not always the same items; it fails above that, or when the
         same items are missing from all of two or more passes, if their share is above `max_share`.
         Samplers that choose on purpose (`SubsetRandomSampler`, draws with replacement, a
@@ -177,6 +181,10 @@ def _severity(hole: Hole) -> tuple[float, float]:
 
 def _sentence(worst: Hole, num_faults: int) -> str:
     of = f"of the {counted(worst.num_items, 'item')} of {worst.where}"
+    if worst.is_of_own_subsets:
+        of = (
+            f"of the {counted(worst.num_items, 'item')} that any pass over {worst.where} handed out"
+        )
     share = short_percent(worst.num_missing / worst.num_items)
     if worst.is_same_tail:
         share = short_percent(worst.num_never / worst.num_items)
@@ -266,10 +274,8 @@ def _why_not(loader: SharedLoader, feeding: set[int]) -> str:
 
 
 def _holes(loader: SharedLoader, passes: Sequence[SharedPass]) -> Iterator[Hole]:
-    ever = BitMap()
-    for shared in loader.training:
-        ever |= _handed_out(shared)
-    num_items = max(loader.num_items, len(ever))
+    ever = BitMap.union(*(_handed_out(shared) for shared in loader.training))
+    num_items = _num_items(loader, ever)
     missing = [num_items - len(_handed_out(shared)) for shared in passes]
     if not any(missing):
         return
@@ -293,7 +299,8 @@ def _holes(loader: SharedLoader, passes: Sequence[SharedPass]) -> Iterator[Hole]
         is_same_tail=is_same and missing[worst] <= num_tail,
         parts=num_parts if num_parts > 1 and is_part and missing[worst] > num_tail else 0,
         intent=_intent(passes, num_tail),
-        examples=_examples(loader, ever if num_never else _handed_out(passes[worst])),
+        examples=_examples(loader, num_items, ever if num_never else _handed_out(passes[worst])),
+        is_of_own_subsets=num_items == len(ever) > loader.num_items,
     )
 
 
@@ -307,11 +314,26 @@ def _handed_out(shared: SharedPass) -> BitMap:
     return BitMap.union(*(one.seen() for one in shared.by_rank))
 
 
-def _examples(loader: SharedLoader, handed_out: BitMap) -> tuple[int, ...]:
+def _num_items(loader: SharedLoader, ever: BitMap) -> int:
+    """Of all ranks' data together. Ranks that hand out more than any of them holds have a subset
+    each; where these have nothing in common, their sizes add up."""
+    if len(ever) <= loader.num_items:
+        return loader.num_items
+    by_rank = {
+        rank: BitMap.union(BitMap(), *(one.seen() for one in loader.of_rank(rank)))
+        for rank in loader.loaders
+    }
+    if sum(map(len, by_rank.values())) > len(ever):
+        return len(ever)
+    sizes = sum(loader.loaders[rank].num_items for rank, seen in by_rank.items() if seen)
+    return max(len(ever), min(sizes, loader.family[2]))
+
+
+def _examples(loader: SharedLoader, num_items: int, handed_out: BitMap) -> tuple[int, ...]:
     """The first ids of the root data set that are not in ``handed_out``; of a ``Subset``, nobody
     knows which of them were to be."""
     num_root = loader.family[2]
-    if loader.num_items != num_root:
+    if num_items != num_root:
         return ()
     examples = (number for number in range(num_root) if number not in handed_out)
     return tuple(number for number, _ in zip(examples, range(_NUM_EXAMPLES), strict=False))

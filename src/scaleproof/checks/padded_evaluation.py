@@ -120,6 +120,7 @@ class PaddedEvaluation(AbstractCheck[PaddedEvaluationMeasurement]):
     question: ClassVar[Question] = Question.SOUND
     family: ClassVar[Family] = Family.DATA
     needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, SCRIPT, TWO_RANKS, EVALUATION_LOADER)
+    consequence_of: ClassVar[tuple[str, ...]] = ("train-validation-overlap",)
 
     max_share: float = 0.0
 

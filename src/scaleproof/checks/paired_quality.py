@@ -6,6 +6,7 @@ from typing import final
 import msgspec
 
 from scaleproof.checks.check import Judgement, Outcome
+from scaleproof.checks.repeats import PASS_THE_SEED, Repeats, measure_repeats
 from scaleproof.checks.wording import counted, listed
 from scaleproof.evidence.study import Study
 from scaleproof.stats.paired import PairedEvaluations
@@ -35,6 +36,7 @@ class PairedEvidence(msgspec.Struct, frozen=True, kw_only=True):
     num_unmatched: int
     diverged_seeds: tuple[int, ...]
     left_out_seeds: tuple[int, ...]
+    repeats: Repeats = Repeats()
 
     @property
     def devices(self) -> str:
@@ -63,6 +65,7 @@ def paired_evidence(study: Study, samples: PairedEvaluations) -> PairedEvidence:
         num_unmatched=samples.num_unmatched,
         diverged_seeds=samples.diverged_seeds,
         left_out_seeds=samples.left_out_seeds,
+        repeats=measure_repeats(study),
     )
 
 
@@ -112,15 +115,16 @@ def judge_single_seed(evidence: PairedEvidence, *, measured: str, what: str) -> 
         sentence=(
             f"{measured}, but one seed per arm can't show whether {what} as good: it may be the "
             f"luck of one run. At least {MIN_SEEDS} seeds are needed to decide."
+            f"{evidence.repeats.sentence}"
         ),
-        remedy=f"Run at least {MIN_SEEDS} seeds per arm (--seeds {MIN_SEEDS}).",
+        remedy=_add_seeds(evidence),
     )
 
 
 def more_seeds(seeds_to_decide: int | None, evidence: PairedEvidence) -> str:
     """What to do about an interval that is too wide."""
-    if len(evidence.seeds) == 1:
-        return f"Run at least {MIN_SEEDS} seeds per arm (--seeds {MIN_SEEDS})."
+    if len(evidence.seeds) == 1 or evidence.repeats.seeds:
+        return _add_seeds(evidence)
     if seeds_to_decide is None:
         return (
             "More seeds would not decide: the difference lies too close to the limit, or the "
@@ -128,6 +132,12 @@ def more_seeds(seeds_to_decide: int | None, evidence: PairedEvidence) -> str:
         )
     num_seeds = max(seeds_to_decide, len(evidence.seeds) + 1)
     return f"About {num_seeds} seeds per arm would decide (--seeds {num_seeds})."
+
+
+def _add_seeds(evidence: PairedEvidence) -> str:
+    if evidence.repeats.seeds:
+        return PASS_THE_SEED
+    return f"Run at least {MIN_SEEDS} seeds per arm (--seeds {MIN_SEEDS})."
 
 
 def name_seeds(seeds: Sequence[int]) -> str:

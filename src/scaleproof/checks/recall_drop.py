@@ -17,6 +17,7 @@ from scaleproof.checks.paired_quality import (
     more_seeds,
     paired_evidence,
 )
+from scaleproof.checks.repeats import independent_pairs
 from scaleproof.checks.wording import listed, percent, signed
 from scaleproof.evidence.study import Study
 from scaleproof.stats.noninferiority import (
@@ -112,7 +113,7 @@ class RecallDrop(AbstractCheck[RecallDifference]):
     allow_single_seed: bool = False
 
     def measure(self, study: Study) -> RecallDifference:
-        samples = pair_final_evaluations(study.pairs)
+        samples = pair_final_evaluations(independent_pairs(study))
         evidence = paired_evidence(study, samples)
         if not evidence.seeds or not evidence.num_samples:
             return RecallDifference(evidence=evidence, classes=(), absent=())
@@ -209,7 +210,7 @@ class RecallDrop(AbstractCheck[RecallDifference]):
             f"{_recalls(worst, evidence)}: {signed(100 * result.mean_difference, 1)} points "
             f"({100 * (2 * self.confidence - 1):.3g} % interval {signed(100 * result.low, 1)} to "
             f"{signed(100 * result.high, 1)}, {evidence.basis}; "
-            f"allowed {signed(-100 * self.max_drop, 1)})."
+            f"allowed {signed(-100 * self.max_drop, 1)}).{evidence.repeats.sentence}"
         )
 
 

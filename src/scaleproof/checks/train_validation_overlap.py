@@ -9,6 +9,7 @@ import numpy as np
 from pyroaring import BitMap
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
+from scaleproof.checks.coincidences import Coincidences, coincidences
 from scaleproof.checks.held_out import (
     Evaluated,
     Trained,
@@ -24,9 +25,15 @@ from scaleproof.evidence.study import Run, Study
 _CONTAINED = 0.99
 """Share of the items from which on a set counts as inside another."""
 
-_NATURAL_FACTOR = 3.0
-"""Equal contents are natural up to so many times the share of items that equal an earlier one of
-their own set: of those drawn last, more do than on average."""
+
+_REMEDY = (
+    "Split the data once, the same on every rank: random_split with "
+    "generator=torch.Generator().manual_seed(0), or indices from a file."
+)
+_REMEDY_OF_COPIES = (
+    "Split first, and repeat or oversample in the training part only; drop equal items before the "
+    "split. If equal rows are different observations, raise max_share for them."
+)
 
 
 @final
@@ -37,7 +44,7 @@ class Leak(msgspec.Struct, frozen=True, kw_only=True):
     others, by contents (``num_evaluated`` are then those whose contents are known).
     ``is_training_set``: the same loader trains, or the evaluation holds all that is trained on.
     ``is_across_ranks``: no rank evaluates what it trained on itself. ``is_same_data``: both are
-    of one data set. ``share_natural``: share of the items that equal an earlier one of their set.
+    of one data set. ``chance``: of contents, what coincidence makes of those that are equal.
     """
 
     run: str
@@ -51,7 +58,7 @@ class Leak(msgspec.Struct, frozen=True, kw_only=True):
     is_training_set: bool
     is_across_ranks: bool
     is_same_data: bool
-    share_natural: float
+    chance: Coincidences | None = None
 
     @property
     def share(self) -> float:
@@ -86,8 +93,10 @@ class TrainValidationOverlap(AbstractCheck[TrainValidationOverlapMeasurement]):
     How it decides
         It fails when the share of an evaluation's items that training was handed, by any rank and
         with the same optimizer, is above `max_share`. By contents, at least `min_contents`
-        different ones must be known; and where many items equal others of their own set anyway
-        (few distinct rows), equal contents are no sign. Evaluating on the whole training set is
+        different ones must be known. Rows of few values are equal by chance, and then within each
+        set as often as between the two: where nearly all contents are in both, that is natural;
+        otherwise it is undecided, unless they repeat much more than equally likely rows would: then
+        some were repeated before the split, and it fails. Evaluating on the whole training set is
         believed to be meant when another set is evaluated on too; when it is the only one, there
         is no validation at all: undecided. So is a part of the training set beside a set that has
         nothing in common with it.
@@ -141,14 +150,15 @@ class TrainValidationOverlap(AbstractCheck[TrainValidationOverlapMeasurement]):
             return Judgement(
                 outcome=Outcome.FAIL,
                 sentence=_sentence(worst, len(certain)),
-                remedy="Split the data once, the same on every rank: random_split with "
-                "generator=torch.Generator().manual_seed(0), or indices from a file.",
+                remedy=_REMEDY_OF_COPIES if _is_of_copies(worst) else _REMEDY,
             )
         if faults:
             return Judgement(
                 outcome=Outcome.UNDECIDED,
                 sentence=_doubtful_sentence(faults[0], self.min_contents),
-                remedy="Hold out a part of the data, the same on every rank, and evaluate on it.",
+                remedy=_REMEDY_OF_COPIES
+                if _may_be_chance(faults[0])
+                else "Hold out a part of the data, the same on every rank, and evaluate on it.",
             )
         unknown = [e for e in measurement.evaluations if e.by == "nothing" and e.is_same_data]
         if unknown:
@@ -161,13 +171,15 @@ class TrainValidationOverlap(AbstractCheck[TrainValidationOverlapMeasurement]):
         return Judgement(outcome=Outcome.PASS, sentence=self._passed(measurement.evaluations))
 
     def _is_leak(self, leak: Leak) -> bool:
-        is_natural = leak.share <= _NATURAL_FACTOR * leak.share_natural
+        is_natural = leak.chance is not None and leak.chance.is_of_few_kinds
         return leak.by != "nothing" and leak.share > self.max_share and not is_natural
 
     def _is_doubtful(self, leak: Leak, has_other_set: bool) -> bool:
         if leak.is_training_set or (
             leak.by == "contents" and leak.num_evaluated < self.min_contents
         ):
+            return True
+        if _may_be_chance(leak):
             return True
         return has_other_set and leak.share >= _CONTAINED and not leak.is_across_ranks
 
@@ -199,6 +211,16 @@ def _wheres(evaluations: Sequence[Leak]) -> str:
     return listed(sorted({one.where for one in evaluations}))
 
 
+def _is_of_copies(leak: Leak) -> bool:
+    chance = leak.chance
+    return chance is not None and chance.is_of_copies and not chance.is_ruled_out
+
+
+def _may_be_chance(leak: Leak) -> bool:
+    chance = leak.chance
+    return chance is not None and not (chance.is_ruled_out or chance.is_of_copies)
+
+
 def _doubtful_sentence(leak: Leak, min_contents: int) -> str:
     if leak.is_training_set:
         return (
@@ -209,6 +231,11 @@ def _doubtful_sentence(leak: Leak, min_contents: int) -> str:
         return (
             f"{leak.run}: {leak.num_shared:,} of {leak.num_evaluated:,} contents that {leak.where} "
             f"evaluates on equal training data, and fewer than {min_contents} are known."
+        )
+    if _may_be_chance(leak):
+        return (
+            f"{_sentence(leak, 1)} Items of each set equal others of their own about as often, so "
+            "that rows of few values may be equal by chance, or some were copied before the split."
         )
     return (
         f"{_sentence(leak, 1)} Another set has nothing in common with training: this one is either "
@@ -225,6 +252,11 @@ def _sentence(worst: Leak, num_faults: int) -> str:
         across = (
             f"; no rank of {listed(worst.ranks_evaluating, most=8)} evaluates what it trained on "
             "itself: each has a split of its own"
+        )
+    if _is_of_copies(worst):
+        across = (
+            "; most contents come once and these again and again, in either set, as when items are "
+            "repeated before the split"
         )
     more = f"; {num_faults - 1} more over all sets and runs" if num_faults > 1 else ""
     return (
@@ -281,7 +313,6 @@ def _by_ids(run: Run, evaluated: Evaluated, trained: Trained) -> Leak | None:
         is_training_set=evaluated.is_training_loader or (is_all and not is_across),
         is_across_ranks=is_across,
         is_same_data=True,
-        share_natural=0.0,
     )
 
 
@@ -322,7 +353,7 @@ def _by_contents(run: Run, evaluated: Evaluated, trained: Iterable[Trained]) -> 
         or num_shared >= _CONTAINED * max(len(ours), len(theirs)),
         is_across_ranks=False,
         is_same_data=False,
-        share_natural=max(scored.share_repeated, training.share_repeated),
+        chance=coincidences(training, scored, num_shared / max(1, len(ours))),
     )
 
 
@@ -339,5 +370,4 @@ def _nothing(run: Run, evaluated: Evaluated, *, is_same_data: bool) -> Leak:
         is_training_set=False,
         is_across_ranks=False,
         is_same_data=is_same_data,
-        share_natural=0.0,
     )

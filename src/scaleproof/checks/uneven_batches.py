@@ -14,6 +14,7 @@ from scaleproof.checks.passes import loader_words
 from scaleproof.checks.probes import step_probes
 from scaleproof.checks.wording import counted, listed, short_percent
 from scaleproof.evidence.observations import LoaderRecord, PassRecord, ProbeRecord
+from scaleproof.evidence.rank import Rank
 from scaleproof.evidence.study import Run, Study
 
 _SAME_WEIGHT = 0.01
@@ -29,7 +30,8 @@ class UnevenRun(msgspec.Struct, frozen=True, kw_only=True):
     The error of a step is the most by which a rank's sample weighs more or less than its share,
     were every rank's mean gradient to count alike: max over ranks of ``|n_r * R / sum(n) - 1|``.
     ``mean_error`` is over all steps whose sizes are known. ``worst_sizes``: samples of each rank
-    at ``worst_step``. ``num_steps``: steps of each rank.
+    at ``worst_step``. ``num_steps``: steps of each rank, but for the ``num_alone`` that some made
+    after another had stopped.
 
     ``loss``: how the loss was reduced, as far as probes tell. ``weighting``: what gradients were
     weighted by at probed uneven steps - ``unknown`` when none was probed.
@@ -38,6 +40,7 @@ class UnevenRun(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     where: str
     num_steps: tuple[int, ...]
+    num_alone: int
     num_known: int
     num_uneven: int
     mean_error: float
@@ -72,7 +75,9 @@ class UnevenBatches(AbstractCheck[UnevenBatchesMeasurement]):
         From the samples that each rank drew between two steps: the largest of
         `|n_r * R / sum(n) - 1|` over the R ranks, averaged over all steps. It fails above
         `max_share`; below, the uneven batches (mostly the last of an epoch) are only mentioned.
-        Steps that a rank does not make count as 0 samples. Sound are: losses that are summed, not
+        In a pass that all ranks made, a step that a rank does not make counts as 0 samples. Once a
+        rank has stopped - within a pass, or before one that others began - no step counts: that is
+        early-stop-differs. Sound are: losses that are summed, not
         averaged, so that every sample counts alike; gradients that were weighted by the numbers of
         samples, as probes of such steps show. When something was multiplied or divided after the
         loss was reduced, that may make up for it: undecided.
@@ -133,8 +138,16 @@ class UnevenBatches(AbstractCheck[UnevenBatchesMeasurement]):
         worst = max(known, key=lambda run: run.mean_error)
         if not worst.num_uneven:
             num = counted(sum(run.num_known for run in known), "step")
+            alone = max(known, key=lambda run: run.num_alone)
+            after = ""
+            if alone.num_alone:
+                after = (
+                    f" {counted(alone.num_alone, 'step')} of {alone.run} that not all ranks went "
+                    "on to are not counted (see early-stop-differs)."
+                )
             return Judgement(
-                outcome=Outcome.PASS, sentence=f"All ranks had as many samples in each of {num}."
+                outcome=Outcome.PASS,
+                sentence=f"All ranks had as many samples in each of {num}.{after}",
             )
         if uneven:
             how = "summed losses" if worst.loss == "sum" else "weights by the number of samples"
@@ -168,7 +181,9 @@ def _sentence(worst: UnevenRun) -> str:
 
 
 def _measure(run: Run) -> UnevenRun:
-    tables = [rank.observed_steps for rank in run.ranks]
+    most_steps = max(len(rank.observed_steps) for rank in run.ranks)
+    last_step = _last_step(run)
+    tables = [rank.observed_steps[:last_step] for rank in run.ranks]
     num_steps = tuple(len(table) for table in tables)
     sizes = np.zeros((len(tables), max(num_steps, default=0)), np.int64)
     for row, table in zip(sizes, tables, strict=True):
@@ -186,6 +201,7 @@ def _measure(run: Run) -> UnevenRun:
         run=run.name,
         where=_where(run),
         num_steps=num_steps,
+        num_alone=most_steps - max(num_steps),
         num_known=num_known,
         num_uneven=int((errors > 0).sum()),
         mean_error=float(errors.sum() / num_known) if num_known else 0.0,
@@ -195,6 +211,29 @@ def _measure(run: Run) -> UnevenRun:
         loss=_loss(run),
         weighting=_weighting(run, sizes, errors),
     )
+
+
+def _last_step(run: Run) -> int:
+    """Of the last pass that all ranks made; where one left that pass before its end and went no
+    further, its last."""
+    passes = {rank.rank: _training_passes(rank) for rank in run.ranks}
+    num_passes = min((len(of_rank) for of_rank in passes.values() if of_rank), default=0)
+    last_steps: list[int] = []
+    left_at: list[int] = []
+    for rank in run.ranks:
+        of_rank, num_steps = passes[rank.rank], len(rank.observed_steps)
+        if len(of_rank) > num_passes:
+            num_steps = min(num_steps, of_rank[num_passes].first_step)
+        elif of_rank and not of_rank[-1].is_whole:
+            left_at.append(num_steps)
+        last_steps.append(num_steps)
+    return min([max(last_steps), *left_at])
+
+
+def _training_passes(rank: Rank) -> list[PassRecord]:
+    """That took anything, in the order in which they began."""
+    passes = [one for one in rank.of(PassRecord) if one.use == "training" and one.num_batches]
+    return sorted(passes, key=lambda one: one.first_step)
 
 
 def _where(run: Run) -> str:

@@ -52,6 +52,8 @@ class Run:
     paths: RunPaths
     manifest: Manifest | None
     ranks: tuple[Rank, ...]
+    is_script: bool = False
+    """Somebody's own command: how often and when it evaluates is its own affair."""
 
     @property
     def name(self) -> str:
@@ -127,8 +129,13 @@ class Run:
 
     @cached_property
     def evaluated_epochs(self) -> tuple[int, ...]:
-        """Values of ``epochs_done`` at which every rank has scored its share, ascending."""
+        """Values of ``epochs_done`` at which every rank has scored its share, ascending.
+
+        A script may gather on some ranks what all of them scored: those count that reported any.
+        """
         per_rank = [{record.epochs_done for record in rank.evaluations} for rank in self.ranks]
+        if self.is_script:
+            per_rank = [epochs for epochs in per_rank if epochs]
         return tuple(sorted(set[int].intersection(*per_rank))) if per_rank else ()
 
     def evaluation(self, epochs_done: int) -> NDArray[Any]:
@@ -158,9 +165,12 @@ class Run:
         """Epochs done at the final evaluation; 0 when there is none.
 
         That of a complete run is the one at its end, no earlier one; the one before training never
-        counts.
+        counts. Of a script it is the last there is: some count their epochs from 1, some evaluate
+        in the middle of one.
         """
         last = self.evaluated_epochs[-1] if self.evaluated_epochs else 0
+        if self.is_script:
+            return last
         is_early = self.manifest is not None and last != self.manifest.num_epochs
         return 0 if self.status == "complete" and is_early else last
 
@@ -272,7 +282,7 @@ def load_study(root: Path) -> Study:
     if request.kind == "script":
         request = _as_it_ran(request, runs)
         arms = {arm.name: arm for arm in request.arms}
-        runs = {key: replace(run, arm=arms[key[0]]) for key, run in runs.items()}
+        runs = {key: replace(run, arm=arms[key[0]], is_script=True) for key, run in runs.items()}
     return Study(paths=paths, request=request, runs=runs)
 
 

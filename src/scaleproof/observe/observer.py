@@ -152,7 +152,7 @@ class Observer:
         timeline.num_backwards += 1
         self.loaders.backward_ran()
         if type(root) is torch.Tensor and root.numel() == 1:  # not a DTensor
-            # A number at once where that is free: kept tensors would tear holes into the heap.
+            # A number at once where that is free: kept tensors tear holes into the heap.
             loss = root.item() if root.is_cpu else root.detach()
             timeline.losses.append(loss if self._scale is None else loss / self._scale)
             if self.optimizers.probes.is_armed:
@@ -297,24 +297,19 @@ class Observer:
     def steps_done(self) -> int:
         return self.timeline.num_steps
 
-    @property
-    def is_training(self) -> bool:
-        """A step was made: there is a rank and there are files."""
-        return self.who is not None
-
     # --- the end
 
     @guarded("end")
     def group_is_going(self) -> None:
         """The process group is about to be destroyed: training is over in all likelihood."""
-        if self.is_training:
+        if self.who is not None:  # it trained
             self._snapshot(Moment.END)
         self.group.forget()
 
     @guarded("end")
     def end(self) -> None:
         """The process exits."""
-        if self._has_ended or not self.is_training:
+        if self._has_ended or self.who is None:
             return
         self._has_ended = True
         self.loaders.end_all()

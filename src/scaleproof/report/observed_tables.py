@@ -16,6 +16,10 @@ from scaleproof.report.summary import Summary
 from scaleproof.report.tables import Table
 from scaleproof.report.words import column_of
 
+SHORT_RUN_S = 60.0
+"""Of shorter runs, what observing does once, at the start, is most of what it costs."""
+_OF_SHORT_RUNS = "That is mostly spent once, in the first steps: long runs pay a smaller share."
+
 _MOST_RANKS = 4  # columns; more ranks are summed up
 _MOST_LISTED = 6  # loaders, and optimizers
 _MOST_CHARACTERS = 120
@@ -85,9 +89,10 @@ def phases(summary: Summary) -> tuple[Table, ...]:
 
 
 def cost(summary: Summary) -> tuple[str, ...]:
-    """What observing cost, a sentence per arm."""
+    """What observing cost: a sentence per arm and, of short runs, that their share is not that of
+    a long one."""
     arms = summary.observed.arms if summary.observed is not None else ()
-    return tuple(
+    sentences = tuple(
         f"Observing cost {numbers.percent(arm.cost.share)} of the run's time "
         f"({numbers.seconds(arm.cost.observer_s)} of {numbers.seconds(arm.cost.observed_s)}) and "
         f"{numbers.megabytes(arm.cost.memory_bytes)}"
@@ -95,6 +100,8 @@ def cost(summary: Summary) -> tuple[str, ...]:
         for arm in arms
         if arm.cost is not None
     )
+    is_short = any(arm.cost is not None and arm.cost.observed_s < SHORT_RUN_S for arm in arms)
+    return (*sentences, _OF_SHORT_RUNS) if is_short else sentences
 
 
 def _one_arm(title: str, arm: ObservedArm) -> Table:

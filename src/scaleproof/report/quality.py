@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from scaleproof.checks.final_scores import class_names_of, has_too_many_classes
 from scaleproof.evidence.records import Arm
 from scaleproof.evidence.study import Study
 from scaleproof.report.compared import compared_runs
@@ -101,8 +102,9 @@ class QualityComparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compare_quality(study: Study) -> QualityComparison | None:
-    """None when no usable run was evaluated after training, and when there are no classes."""
-    names = next((run.manifest.class_names for run in study.runs.values() if run.manifest), ())
+    """None when no usable run was evaluated after training, and when there are no classes or, of a
+    script, too many numbers to be classes."""
+    names = _class_names(study)
     if not names:
         return None
     before = _measure(study, study.baseline, len(names)) if study.baseline is not None else None
@@ -130,6 +132,14 @@ def compare_quality(study: Study) -> QualityComparison | None:
         confusions=_top_confusions(names, *shares),
         confusion_change=_confusion_change(*shares),
     )
+
+
+def _class_names(study: Study) -> tuple[str, ...]:
+    if not study.is_script:
+        return next((run.manifest.class_names for run in study.runs.values() if run.manifest), ())
+    if has_too_many_classes(study):
+        return ()
+    return class_names_of(tuple(study.usable_runs.values()))
 
 
 def _measure(

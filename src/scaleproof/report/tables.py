@@ -211,6 +211,8 @@ def _quality_rows(summary: Summary) -> list[tuple[str, ...]]:
     columns = [quality.candidate]
     if summary.baseline is not None:
         columns.insert(0, quality.baseline)
+    is_loss_known = summary.kind == "recipe" or any(arm and arm.loss is not None for arm in columns)
+    loss = _row("Loss", columns, lambda arm: arm.loss, _loss, numbers.plain_change)
     return [
         _row(
             "Accuracy", columns, lambda arm: arm.accuracy, numbers.percent, numbers.percent_change
@@ -226,7 +228,7 @@ def _quality_rows(summary: Summary) -> list[tuple[str, ...]]:
         _row(
             "Macro F1", columns, lambda arm: arm.macro_f1, numbers.percent, numbers.percent_change
         ),
-        _row("Loss", columns, lambda arm: arm.loss, _loss, numbers.plain_change),
+        *((loss,) if is_loss_known else ()),
         _row(
             "Accuracy of naming the largest class",
             columns,

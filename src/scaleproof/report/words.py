@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from scaleproof.checks.check import Outcome, Question
+from scaleproof.checks.final_scores import MAX_NUMBERED_CLASSES
 from scaleproof.report import numbers
 from scaleproof.report.summary import ArmSummary, Summary
 from scaleproof.verdict.answers import (
@@ -307,6 +308,11 @@ def quality_source(summary: Summary) -> str:
     if summary.is_alone and not _has_whole_run(summary):
         return ""
     if quality is None and summary.kind == "script":
+        if any(curve.evaluation for curve in summary.curves):
+            return (
+                f"The predictions that were reported have numbers beyond {MAX_NUMBERED_CLASSES:,}, "
+                "so they are not taken for classes."
+            )
         return (
             "No predictions of classes were reported (scaleproof.report_predictions), so nothing "
             "is known class by class."
@@ -322,8 +328,9 @@ def quality_source(summary: Summary) -> str:
             continue
         epochs = numbers.listed([str(number) for number in sorted(set(arm.epochs_done))], most=6)
         epoch_noun = "epoch" if epochs == "1" else "epochs"
+        whose = "" if summary.is_alone else f"{words} "
         parts.append(
-            f"{words} {numbers.counted(arm.num_predictions, 'prediction')} of "
+            f"{whose}{numbers.counted(arm.num_predictions, 'prediction')} of "
             f"{numbers.counted(len(arm.seeds), 'seed')} after {epochs} {epoch_noun}"
         )
     return f"Last evaluations, all seeds together: {'; '.join(parts)}."

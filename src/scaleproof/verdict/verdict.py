@@ -7,7 +7,7 @@ import msgspec
 
 from scaleproof.checks.check import Outcome, Question
 from scaleproof.checks.epoch_speed import measure_epoch_speed
-from scaleproof.checks.final_scores import final_scores
+from scaleproof.checks.final_scores import CLASSES, final_scores
 from scaleproof.checks.wording import counted, listed, percent
 from scaleproof.evidence.failures import Failure, describe_failure
 from scaleproof.evidence.records import Arm
@@ -34,6 +34,11 @@ from scaleproof.verdict.answers import (
 from scaleproof.verdict.consequences import trace_to_roots
 from scaleproof.verdict.profile import Profile
 from scaleproof.verdict.run_check import run_check
+from scaleproof.verdict.unreported import (
+    headline_without_predictions,
+    lacks_predictions,
+    step_to_predictions,
+)
 
 _DECIDING = {
     Question.FASTER: ("no-speed-up",),
@@ -256,6 +261,8 @@ def _headline(
         return f"Undecided: {runs} did not finish ({names})."
     if any(answer.answer is Answer.UNDECIDED for answer in answers):
         return f"Undecided: {_first(answers, Answer.UNDECIDED).sentence}"
+    if lacks_predictions(study, answers):
+        return headline_without_predictions(answers)
     silent = _first(answers, Answer.NOT_APPLICABLE)
     return (
         f"Undecided: this study can't say whether it is {_WORDS[silent.question]}. "
@@ -273,7 +280,9 @@ def _adopt_headline(study: Study, profile: Profile) -> str:
     assert baseline is not None  # without one, nothing is shown to be faster
     speed = measure_epoch_speed(study, confidence=profile.confidence).speed
     assert speed is not None  # it was shown to be faster
-    before, after = _mean_accuracy(study, baseline), _mean_accuracy(study, candidate)
+    before = after = None
+    if CLASSES.is_met(study):
+        before, after = _mean_accuracy(study, baseline), _mean_accuracy(study, candidate)
     quality = "its metrics as good"  # the script reported figures, no predictions
     if before is not None and after is not None:
         quality = f"accuracy {percent(after)} against {percent(before)}"
@@ -285,9 +294,8 @@ def _adopt_headline(study: Study, profile: Profile) -> str:
 
 
 def _mean_accuracy(study: Study, arm: Arm) -> float | None:
-    """None where there are no predictions of classes."""
-    runs = [run for run in study.runs_of(arm) if run.manifest and run.manifest.class_names]
-    accuracies = [scores.accuracy for scores in final_scores(runs)]
+    """None where nothing was predicted."""
+    accuracies = [scores.accuracy for scores in final_scores(study.runs_of(arm))]
     return sum(accuracies) / len(accuracies) if accuracies else None
 
 
@@ -314,6 +322,8 @@ def _next_steps(
     in_order = [f for question in _ORDER for f in findings if f.question is question]
     steps += [f.remedy for f in in_order if f.blocks and f.outcome is Outcome.FAIL]
     steps += [f.remedy for f in in_order if _is_open(f)]
+    if lacks_predictions(study, answers):
+        steps.append(step_to_predictions(study))
     silent = {a.question for a in answers if a.answer is Answer.NOT_APPLICABLE}
     steps += [f.remedy for f in in_order if f.question in silent]
     steps += [f.remedy for f in in_order if not f.blocks and f.outcome is Outcome.FAIL]

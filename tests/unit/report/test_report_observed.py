@@ -13,6 +13,7 @@ from report_cases import HOSTILE_NAMES, finding, unsynced_verdict
 from rich.cells import cell_len
 
 from observed import FakeScript, build_observed
+from reported import predicting
 from scaleproof.checks.check import Outcome
 from scaleproof.evidence.observations import (
     EndRecord,
@@ -23,9 +24,10 @@ from scaleproof.evidence.observations import (
     ProcessRecord,
     StepsRecord,
 )
-from scaleproof.evidence.records import RankOutcome
+from scaleproof.evidence.records import EVALUATION_TABLE, EvaluationRecord, RankOutcome
 from scaleproof.evidence.study import Study, load_study
-from scaleproof.report import observed_tables, words
+from scaleproof.evidence.writer import RankWriter
+from scaleproof.report import observed_tables, tables, words
 from scaleproof.report.formats import FORMATS, render_text
 from scaleproof.report.summary import Summary, summarise
 from scaleproof.report.tables import Table
@@ -81,10 +83,8 @@ def test_two_commands_stand_side_by_side(tmp_path: Path) -> None:
     assert table.columns == ("", "baseline, 1 device", "candidate, 2 devices")
     assert rows_of(table)["Samples per update"] == ("4", "8")
     assert words.title(summary) == "train.py: 2 devices (ddp) against 1 device"
-    assert [sentence[-13:] for sentence in observed_tables.cost(summary)] == [
-        " in baseline.",
-        "in candidate.",
-    ]
+    before, after, _ = observed_tables.cost(summary)
+    assert before.endswith(" in baseline.") and after.endswith(" in candidate.")
 
 
 def test_what_is_unknown_is_said_or_a_dash(tmp_path: Path) -> None:
@@ -192,18 +192,31 @@ def test_a_clock_that_stood_still_has_no_phases(tmp_path: Path) -> None:
     assert observed_tables.phases(summary) == () == observed_tables.cost(summary)
 
 
+@pytest.mark.parametrize(("observed_s", "is_short"), [(59.9, True), (60.0, False)])
+def test_a_short_run_is_told_that_long_ones_pay_less(
+    tmp_path: Path, observed_s: float, is_short: bool
+) -> None:
+    script = FakeScript(change=changed(EndRecord={"observed_s": observed_s}))
+    figure, *note = observed_tables.cost(summary_by_checks(build_observed(tmp_path, script)))
+
+    assert figure.startswith("Observing cost ")
+    assert note == [
+        "That is mostly spent once, in the first steps: long runs pay a smaller share."
+    ] * int(is_short)
+
+
 def test_the_cost_is_that_of_the_rank_that_paid_most(tmp_path: Path) -> None:
     def change(rank: int, record: Any) -> Any:
         if not isinstance(record, EndRecord):
             return record
         spent_s, memory = ((0.1, 5), (0.9, 3))[rank]
         return msgspec.structs.replace(
-            record, observed_s=30.0, observer_s=spent_s, observer_memory_bytes=memory * 10**6
+            record, observed_s=90.0, observer_s=spent_s, observer_memory_bytes=memory * 10**6
         )
 
     summary = summary_by_checks(build_observed(tmp_path, FakeScript(change=change)))
     assert observed_tables.cost(summary) == (
-        "Observing cost 3.0 % of the run's time (900 ms of 30.0 s) and 5.0 MB.",
+        "Observing cost 1.0 % of the run's time (900 ms of 90.0 s) and 5.0 MB.",
     )
 
 
@@ -308,6 +321,47 @@ def test_names_from_a_script_are_text(tmp_path: Path) -> None:
         assert "\x1b" not in shown and "\x00" not in shown
         if format_name in ("markdown", "html", "junit"):
             assert "<script>" not in shown
+
+
+# --- quality, and faults that only warn
+
+
+def test_classes_of_a_script_are_its_numbers(tmp_path: Path) -> None:
+    rows = {0: [(0, True), (1, True), (2, False), (3, True)], 1: []}
+    summary = summary_by_checks(build_observed(tmp_path, FakeScript(more=predicting(rows))))
+    text = render_text(summary, "terminal")
+
+    table = rows_of(tables.by_class(summary, ("recall",)))
+    assert table == {"0": ("2", "50.0 %"), "1": ("2", "100.0 %")}
+    assert rows_of(tables.side_by_side(summary))["Accuracy"] == ("75.0 %",)
+    assert "Loss" not in rows_of(tables.side_by_side(summary))  # it was not reported
+    assert "No predictions of classes" not in text
+    assert "all seeds together: 4 predictions of 1 seed after 3 epochs." in " ".join(text.split())
+    for name in FORMATS:
+        assert render_text(summary, name)
+
+
+@pytest.mark.parametrize("largest", [1000, 2**31 - 1])
+def test_numbers_that_are_no_classes_are_not_listed(tmp_path: Path, largest: int) -> None:
+    def more(rank: int, writer: RankWriter) -> None:
+        table = np.zeros(1, EVALUATION_TABLE)
+        table["sample_id"], table["target"] = rank, largest
+        writer.record(EvaluationRecord(epochs_done=3, table=writer.array("predictions", table)))
+
+    summary = summary_by_checks(build_observed(tmp_path, FakeScript(more=more)))
+
+    assert summary.quality is None
+    assert "have numbers beyond 1,000" in words.quality_source(summary)
+
+
+def test_shared_dropout_masks_warn_and_do_not_condemn(tmp_path: Path) -> None:
+    drawn = {"ProbeRecord": {"forward_random_states": ("same", "after")}}
+    script = FakeScript(change=changed(**drawn))
+    summary = summary_by_checks(build_observed(tmp_path, script))
+    lines = terminal_lines(summary)
+
+    assert lines[0].startswith("SOUND  ")
+    assert "Warning  identical-dropout" in lines
 
 
 # --- many checks

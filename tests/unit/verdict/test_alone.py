@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from made_checks import judge_made, made
 
@@ -12,8 +13,9 @@ from observed import FakeScript, build_observed
 from scaleproof.checks.check import Outcome, Question
 from scaleproof.evidence.observations import EndRecord, Missing, ProcessRecord
 from scaleproof.evidence.pulse import Pulse
-from scaleproof.evidence.records import RankOutcome
+from scaleproof.evidence.records import EVALUATION_TABLE, EvaluationRecord, RankOutcome
 from scaleproof.evidence.study import Study, load_study
+from scaleproof.evidence.writer import RankWriter
 from scaleproof.verdict.answers import Answer, Decision, Standing, Verdict
 from scaleproof.verdict.profile import Profile
 from scaleproof.verdict.verdict import exit_code, judge_study, soundness
@@ -255,22 +257,110 @@ def test_metric_drop_decides_where_accuracy_can_not(
         assert answers_of(verdict)[Question.AS_GOOD] is answer
 
 
+ALONE: dict[str, Any] = {"num_ranks": 1, "parallelism": "none"}
+NAMES = {
+    Question.FASTER: "no-speed-up",
+    Question.AS_GOOD: "metric-drop",
+    Question.SOUND: "x",
+    Question.FIT: "y",
+}
+
+
+def judge_pair(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    outcomes: dict[Question, Outcome],
+    more: Any = lambda rank, writer: None,
+) -> Verdict:
+    """Two scripts that report the same; every question passes unless ``outcomes`` has it."""
+    study = build_observed(
+        root, FakeScript(more=more), baseline=FakeScript(more=more, **ALONE), seeds=(0, 1)
+    )
+    checks = [
+        made(outcomes.get(question, Outcome.PASS), name=name, question=question)
+        for question, name in NAMES.items()
+    ]
+    return judge_made(monkeypatch, study, *checks)
+
+
+def numbered(largest: int) -> Any:
+    """Reports predictions, three of four right, whose largest class number is given."""
+
+    def more(rank: int, writer: RankWriter) -> None:
+        if rank > 0:
+            return
+        table = np.zeros(4, EVALUATION_TABLE)
+        table["sample_id"], table["loss"] = range(4), np.nan
+        table["target"] = table["prediction"] = (0, 1, largest, 0)
+        table["prediction"][3] = 1
+        writer.record(EvaluationRecord(epochs_done=3, table=writer.array("predictions", table)))
+
+    return more
+
+
+@pytest.mark.parametrize(
+    ("largest", "words"), [(2, "accuracy 75.0 % against 75.0 %"), (1000, "its metrics as good")]
+)
+def test_two_scripts_are_adopted_with_their_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int, words: str
+) -> None:
+    verdict = judge_pair(tmp_path, monkeypatch, {}, numbered(largest))
+
+    assert verdict.headline == (
+        f"Adopt 2 devices (candidate): 50 % less time per epoch, {words}, no fault found."
+    )
+
+
+@pytest.mark.parametrize(
+    ("silent", "words"),
+    [
+        (
+            (Question.FIT,),
+            "fit: the script reported none. Shown so far: faster, as good by the figures it "
+            "reported and sound.",
+        ),
+        (
+            (Question.FIT, Question.AS_GOOD),
+            "as good and fit: the script reported none. Shown so far: faster and sound.",
+        ),
+        (tuple(NAMES), "as good and fit: the script reported none."),
+    ],
+)
+def test_without_predictions_a_comparison_says_what_is_missing_and_what_was_shown(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    silent: tuple[Question, ...],
+    words: str,
+) -> None:
+    outcomes = dict.fromkeys(silent, Outcome.NOT_APPLICABLE)
+    verdict = judge_pair(tmp_path, monkeypatch, outcomes)
+
+    assert verdict.decision is Decision.UNDECIDED
+    assert verdict.headline == (
+        "Undecided: report predictions (scaleproof.report_predictions) to show whether it is "
+        + words
+    )
+    assert verdict.next_steps[0].startswith("Call scaleproof.report_predictions(targets=...")
+    assert verdict.next_steps[0].endswith("scaleproof observe -- torchrun train.py")
+
+
+def test_what_predictions_can_not_tell_is_not_asked_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_speed = {Question.FASTER: Outcome.NOT_APPLICABLE}
+    unfit = {Question.FIT: Outcome.NOT_APPLICABLE}
+    speed = judge_pair(tmp_path / "speed", monkeypatch, open_speed)
+    words = judge_pair(tmp_path / "words", monkeypatch, unfit, numbered(1000))
+
+    for verdict in (speed, words):
+        assert "report predictions" not in verdict.headline
+        assert not any("report_predictions" in step for step in verdict.next_steps)
+
+
 def test_two_scripts_are_adopted_without_predictions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = build_observed(
-        tmp_path, baseline=FakeScript(num_ranks=1, parallelism="none"), seeds=(0, 1)
-    )
-    names = {
-        Question.FASTER: "no-speed-up",
-        Question.AS_GOOD: "metric-drop",
-        Question.SOUND: "x",
-        Question.FIT: "y",
-    }
-    checks = [made(Outcome.PASS, name=name, question=q) for q, name in names.items()]
-    verdict = judge_made(monkeypatch, study, *checks)
-
-    assert verdict.headline == (
+    assert judge_pair(tmp_path, monkeypatch, {}).headline == (
         "Adopt 2 devices (candidate): 50 % less time per epoch, its metrics as good, no fault "
         "found."
     )
