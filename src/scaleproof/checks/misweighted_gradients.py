@@ -65,11 +65,11 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
         Fails: weights of 1/N times 1/N at `min_steps` steps that clipping does not explain; weights
         of 1 when the loss was a plain mean on all ranks (without that, undecided: it is sound if
         the loss was already divided by all ranks' samples); unequal weights that are the same at
-        `min_steps` steps or do not add up to 1; ranks that use multiples of one gradient that differ
-        by more than `max_spread`. Unequal
-        weights that change and add up to 1 may follow a number nobody recorded (tokens) and are
-        undecided, and so is a constant factor with no such explanation. A factor that changes from
-        step to step is a scaling of the script's own, and passes with a word.
+        `min_steps` steps or do not add up to 1; ranks that use multiples of one gradient, more than
+        `max_spread` apart. Unequal weights that change and add up to 1 may follow a number nobody
+        recorded (tokens) and are undecided, and so is a constant factor with no such explanation.
+        A factor that changes from step to step is a scaling of the script's own, and passes with a
+        word.
 
     What it can't see
         A factor in the loss itself (`loss / N` under DDP), or a missing division by the accumulated
