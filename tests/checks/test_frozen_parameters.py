@@ -29,7 +29,7 @@ HEAD = OwnedTensor(
 )
 
 
-def finding(study: Study, **thresholds: float) -> Finding:
+def finding(study: Study, **thresholds: Any) -> Finding:
     return run_check(FrozenParameters(**thresholds), study, blocks=True)
 
 
@@ -318,7 +318,7 @@ def test_a_gradient_that_is_zero_does_not_move_a_parameter(tmp_path: Path) -> No
 def test_names_that_change_stand_for_the_same_rows(tmp_path: Path) -> None:
     """A second model gives the parameters of the first one a prefix."""
 
-    def change(rank: int, record: AnyRecord) -> AnyRecord:
+    def change(rank: int, record: AnyRecord) -> AnyRecord | None:
         if isinstance(record, OptimizerRecord) and record.moment == "first-step":
             owned_ = tuple(msgspec.structs.replace(t, name=f"Net.{t.name}") for t in record.owned)
             return msgspec.structs.replace(record, owned=owned_)

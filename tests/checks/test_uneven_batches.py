@@ -10,6 +10,7 @@ from observed import FakeScript, build_observed
 from scaleproof.checks.check import Judgement, Outcome
 from scaleproof.checks.early_stop_differs import EarlyStopDiffers
 from scaleproof.checks.uneven_batches import UnevenBatches
+from scaleproof.checks.wording import counted
 from scaleproof.evidence.observations import PassRecord, ProbeRecord, StepsRecord
 from scaleproof.evidence.study import Study
 from scaleproof.verdict.run_check import run_check
@@ -214,8 +215,9 @@ def test_steps_after_a_rank_has_stopped_are_not_uneven(
 
     assert judgement.outcome is Outcome.PASS
     assert judgement.sentence == (
-        f"All ranks had as many samples in each of {num_steps} steps. {18 - num_steps} steps of "
-        "observed-seed0 that not all ranks went on to are not counted (see early-stop-differs)."
+        f"All ranks had as many samples in each of {num_steps} steps. "
+        f"{counted(18 - num_steps, 'step')} of observed-seed0 that not all ranks went "
+        "on to are not counted (see early-stop-differs)."
     )
     assert run_check(EarlyStopDiffers(), study, blocks=True).outcome is Outcome.FAIL
 

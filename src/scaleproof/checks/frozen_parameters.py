@@ -30,7 +30,7 @@ class OptimizerReach(msgspec.Struct, frozen=True, kw_only=True):
     """What one optimizer of one rank did to what it owns. Names are of trainable parameters.
 
     ``num_steps``: its steps with a learning rate that is not 0. ``stuck``: had a gradient that is
-    not zero, and the same bytes before and after ``num_steps`` or more steps. ``resting``: the same,
+    not zero, and the same bytes before and after ``num_steps`` or more steps. ``resting``: so too,
     in a parameter group with a learning rate of 0. ``idle``: never seen with a gradient, never seen
     to change. ``num_moved``: seen to change. ``unowned``: trainable,
     with a gradient, and in no optimizer at all; ``unowned_share``: of the numbers in all trainable

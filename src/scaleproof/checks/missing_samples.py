@@ -100,11 +100,11 @@ class MissingSamples(AbstractCheck[MissingSamplesMeasurement]):
         By ids, from the union of what all ranks were handed in passes that ran to their end on
         every rank. The items a loader should hand out are those of the data set it was given: of a
         `Subset`, its own indices; of a `Subset` for each rank, those of all ranks together, or,
-        where they overlap, what was ever handed out. Less than one global batch may be missing from a pass
-        (`drop_last`), as long as it is not always the same items; it fails above that, or when the
-        same items are missing from all of two or more passes, if their share is above `max_share`.
-        Samplers that choose on purpose (`SubsetRandomSampler`, draws with replacement, a
-        `num_samples` below the number of items) are believed; of other people's samplers that
+        where they overlap, what was ever handed out. Less than one global batch may be missing from
+        a pass (`drop_last`), as long as it is not always the same items; it fails above that, or
+        when the same items are missing from all of two or more passes, if their share is above
+        `max_share`. Samplers that choose on purpose (`SubsetRandomSampler`, draws with replacement,
+        a `num_samples` below the number of items) are believed; of other people's samplers that
         leave items out it is undecided, unless a pass holds just one Nth of the items on N ranks.
 
     What it can't see
