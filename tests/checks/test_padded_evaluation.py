@@ -205,3 +205,14 @@ def test_a_script_that_does_not_evaluate_has_nothing_to_pad(tmp_path: Path) -> N
 
     assert finding.outcome is Outcome.NOT_APPLICABLE
     assert not finding.is_evidence_missing
+
+
+def test_padding_that_gather_for_metrics_drops_again_passes(tmp_path: Path) -> None:
+    """On every rank: one that gathers on its own would have waited for ever."""
+    script = FakeScript(
+        num_evaluation_samples=11, evaluated=padded, change=changed({}, {"drops_padding": True})
+    )
+    judgement = judge(build_observed(tmp_path, script))
+
+    assert judgement.outcome is Outcome.PASS
+    assert "are dropped before figures are made" in judgement.sentence

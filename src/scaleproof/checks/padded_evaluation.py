@@ -99,8 +99,8 @@ class PaddedEvaluation(AbstractCheck[PaddedEvaluationMeasurement]):
         changes the figure. Not faults: an evaluation on one rank; every rank scoring the whole
         set, or items drawn at random, or a set of its own. What a pass that was broken off leaves
         out does not count. Accelerate's loaders pad too, and its `gather_for_metrics` drops the
-        padding again: with figures from the Transformers Trainer that is a pass, otherwise
-        undecided.
+        padding again: where it was called on every rank, or the figures come from the Transformers
+        Trainer, that is a pass, otherwise undecided.
 
     What it can't see
         Whether the script itself drops what was padded before it computes a figure. Data sets
@@ -262,8 +262,10 @@ def _draws(one: RankPass) -> bool:
 
 
 def _is_truncated(run: Run, shared: SharedPass) -> bool:
-    """The figures of this evaluation came from the Transformers Trainer, which cuts what its
-    loader added."""
+    """The figures of this evaluation went through Accelerate's ``gather_for_metrics``, or came from
+    the Transformers Trainer: both cut what their loader added."""
+    if all(one.record.drops_padding for one in shared.by_rank):
+        return True
     loaders = {(one.rank.rank, one.record.loader) for one in shared.by_rank}
     if not any(one.is_batch_sampled for one in shared.by_rank):
         return False

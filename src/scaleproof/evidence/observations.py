@@ -163,6 +163,9 @@ class PassRecord(msgspec.Struct, frozen=True, kw_only=True, tag="pass"):
     random_states: dict[RandomSource, str]
     drawn: tuple[RandomSource, ...]
     is_fetch_seen: bool
+    drops_padding: bool = False
+    """What was computed on its batches went through Accelerate's ``gather_for_metrics``, which
+    drops the items that the loader repeated to fill up the last batch."""
 
 
 @final

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from scaleproof.errors import UsageError
 from scaleproof.evidence.paths import RunPaths
 from scaleproof.launch.environment import observed_environment
 from scaleproof.launch.processes import end_all, family_of
+
+INTERRUPT_TIMEOUT_S = 3.0
 
 TERMINATE_TIMEOUT_S = 3.0
 """How long processes may take to end by themselves before they are killed."""
@@ -70,6 +73,10 @@ class ScriptRun:
         """The command and what it started, its ranks also where they have lost their parents."""
         return family_of(self.pid, self.paths)
 
+    def _interrupt(self) -> None:
+        if self.return_code is None:
+            self._child.send_signal(signal.SIGINT)
+
     def stop(self) -> None:
         """End all of it, at the latest after ``TERMINATE_TIMEOUT_S``."""
         end_all(self.family(), TERMINATE_TIMEOUT_S)
@@ -77,7 +84,11 @@ class ScriptRun:
 
     @contextlib.contextmanager
     def signals_passed_on(self) -> Iterator[None]:
-        """Leave Ctrl-C to the command, which gets it too, and hand SIGTERM on to it."""
+        """Leave Ctrl-C to the command, which gets it too, and hand SIGTERM on to it.
+
+        A SIGINT that cannot come from a terminal may have been sent to this process alone: when the
+        command has not ended ``INTERRUPT_TIMEOUT_S`` later, it is handed on.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield  # signals are the main thread's business
             return
@@ -85,6 +96,10 @@ class ScriptRun:
         def leave_to_child(*_: Any) -> None:
             if self._child.returncode is not None:  # known before: others are waited for
                 raise KeyboardInterrupt
+            if not _is_in_foreground():
+                later = threading.Timer(INTERRUPT_TIMEOUT_S, self._interrupt)
+                later.daemon = True
+                later.start()
 
         def hand_on(*_: Any) -> None:
             self._child.terminate()
@@ -98,6 +113,14 @@ class ScriptRun:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+
+
+def _is_in_foreground() -> bool:
+    """A terminal's Ctrl-C would reach this process, and then the command too."""
+    try:
+        return os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
+    except (OSError, ValueError):  # no terminal there
+        return False
 
 
 def refuse_missing_program(argv: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, final
 
+from scaleproof.observe import current
 from scaleproof.observe.metrics import MetricsReceiver
 
 _NOT_QUALITY = ("_runtime", "_per_second", "epoch")
@@ -122,9 +123,22 @@ def _patch_transformers(module: ModuleType) -> None:
     module.Trainer.evaluate = evaluate
 
 
+def _patch_accelerate(module: ModuleType) -> None:
+    original = module.Accelerator.gather_for_metrics
+
+    @functools.wraps(original)
+    def gather_for_metrics(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if current.observer is not None:
+            current.observer.loaders.padding_dropped()
+        return original(self, *args, **kwargs)
+
+    module.Accelerator.gather_for_metrics = gather_for_metrics
+
+
 _PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "torchmetrics.metric": _patch_torchmetrics,
     "lightning.pytorch.loops.evaluation_loop": _patch_lightning,
     "pytorch_lightning.loops.evaluation_loop": _patch_lightning,
     "transformers.trainer": _patch_transformers,
+    "accelerate.accelerator": _patch_accelerate,
 }

@@ -63,6 +63,7 @@ class Pass:
         self.contents: ContentLedger | None = None
         self.drawn_ahead: deque[Any] = deque()
         self.order: list[Sequence[int]] = []  # of an evaluation, while it is short enough
+        self.drops_padding = False
         self.random_states = random_states()
         self.sampler_epoch: int | None = None
         self.base_seed: int | None = None
@@ -139,6 +140,7 @@ class LoaderWatch:
         self.samples = 0
         self.last_evaluation: Pass | None = None
         self._latest_evaluation: Pass | None = None
+        self._latest: Pass | None = None
         self.finished_primary: Pass | None = None
 
     # --- what iterators do
@@ -175,6 +177,7 @@ class LoaderWatch:
             num_items = num_rows(batch) or 0
             this.ledger.feed_without_ids(num_items)
         this.last_step = self.steps_done
+        self._latest = this
         if torch.is_grad_enabled():
             if self._is_recent_used:
                 self._recent.clear()
@@ -236,6 +239,11 @@ class LoaderWatch:
         counts = self.batches, (self.samples if self.primary is not None else -1)
         self.batches = self.samples = 0
         return counts
+
+    def padding_dropped(self) -> None:
+        """What was computed on the last batch was gathered, without repeated items."""
+        if self._latest is not None:
+            self._latest.drops_padding = True
 
     def evaluated_ids(self, number: int) -> Sequence[int] | None:
         """Ids of the ``number`` items last handed out for evaluation: a whole pass, or its last
@@ -340,6 +348,7 @@ class LoaderWatch:
                 random_states=states,
                 drawn=() if fetched is None else fetched.drawn,
                 is_fetch_seen=fetched is not None,
+                drops_padding=this.drops_padding,
             )
         )
 

@@ -64,7 +64,20 @@ def patch_process_group() -> None:
 
         return destroy_process_group
 
+    def waiting(original: Any) -> Any:
+        def barrier(*args: Any, **kwargs: Any) -> Any:
+            observer = current.observer
+            if observer is None:
+                return original(*args, **kwargs)
+            before = observer.group.sequence()
+            result = original(*args, **kwargs)
+            observer.group.leave_out(observer.group.sequence() - before)  # it carries no figure
+            return result
+
+        return barrier
+
     import torch.distributed.distributed_c10d as c10d
 
-    current.replace(c10d, "destroy_process_group", around)
-    dist.destroy_process_group = c10d.destroy_process_group
+    for name, patch in (("destroy_process_group", around), ("barrier", waiting)):
+        current.replace(c10d, name, patch)
+        setattr(dist, name, getattr(c10d, name))

@@ -12,7 +12,7 @@ from scaleproof.observe.model import ModelInventory, is_sharded, parameters_of
 from scaleproof.observe.state import StateFingerprint
 from scaleproof.observe.writing import RankFolder
 
-NUMBERS_PER_SNAPSHOT = 2_000_000
+NUMBERS_PER_SNAPSHOT = 200_000
 """Larger models are looked at that much less often: digests take time by their size."""
 
 
