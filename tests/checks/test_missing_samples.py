@@ -5,12 +5,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from pyroaring import BitMap
 
 from observed import TRAINING, FakeScript, build_observed
 from scaleproof.checks.check import Judgement, Outcome
 from scaleproof.checks.missing_samples import MissingSamples
 from scaleproof.evidence.observations import LoaderRecord, PassRecord
 from scaleproof.evidence.study import Study
+from scaleproof.evidence.writer import RankWriter
 from scaleproof.verdict.run_check import run_check
 
 
@@ -264,3 +266,97 @@ def test_one_rank_that_draws_for_all_is_counted_alone(tmp_path: Path) -> None:
     judgement = judge(build_observed(tmp_path, FakeScript(fed=everything, change=change)))
 
     assert judgement.outcome is Outcome.PASS
+
+
+NUM_FOLDS = 3
+
+
+def folds(*, extra_of_rank_0: str, counts_its_steps: bool = False) -> FakeScript:
+    """A loader for each fold of 36 of the 48 items, made in one line; rank 0 makes another one in
+    that line after each: ``evaluation`` of the rest, or ``training`` like the fold's, by itself.
+    With ``counts_its_steps``, those of that training do count on rank 0."""
+
+    def change(rank: int, record: Any) -> Any:
+        return None if isinstance(record, LoaderRecord | PassRecord) else record
+
+    def more(rank: int, writer: RankWriter) -> None:
+        number = done = 0
+        for fold in range(NUM_FOLDS):
+            order = (np.random.default_rng(0).permutation(48) + 12 * fold) % 48
+            kept = order[order >= 12]
+            _loader_with_pass(writer, rank, number, "training", done, kept[rank::2])
+            number, done = number + 1, done + 5
+            if rank == 0:
+                rest = order[order < 12] if extra_of_rank_0 == "evaluation" else kept[::2]
+                _loader_with_pass(writer, rank, number, extra_of_rank_0, done, rest)
+                number, done = number + 1, done + 5 * counts_its_steps
+
+    return FakeScript(change=change, more=more)
+
+
+def _loader_with_pass(
+    writer: RankWriter, rank: int, number: int, use: Any, first_step: int, ids: np.ndarray
+) -> None:
+    is_training = use == "training"
+    writer.record(
+        LoaderRecord(
+            loader=number,
+            data_set=0,
+            data_set_type="TensorDataset",
+            num_items=36 if is_training else 12,
+            num_root=48,
+            sampler="torch.utils.data.distributed.DistributedSampler"
+            if is_training
+            else "torch.utils.data.sampler.SequentialSampler",
+            shards=(rank, 2) if is_training else None,
+            batch_size=4,
+            drop_last=False,
+            num_workers=0,
+            where="train.py:15",
+        )
+    )
+    nothing = writer.blob(f"nothing-{number}.roaring", BitMap().serialize())
+    sizes = np.full(-(-len(ids) // 4), 4, np.int32)
+    writer.record(
+        PassRecord(
+            loader=number,
+            number=0,
+            use=use,
+            epoch=0,
+            first_step=first_step,
+            last_step=first_step + 5 * is_training,
+            is_whole=True,
+            has_ids=True,
+            num_batches=len(sizes),
+            num_fed=len(ids),
+            order_digest=f"{number}",
+            seen=writer.blob(f"seen-of-{number}.roaring", BitMap(ids.tolist()).serialize()),
+            repeated=nothing,
+            batch_sizes=writer.array(f"sizes-of-{number}", sizes),
+            contents=None,
+            content_limit=0,
+            num_content_repeats=0,
+            sampler_epoch=0,
+            base_seed=None,
+            random_states={},
+            drawn=(),
+            is_fetch_seen=False,
+        )
+    )
+
+
+def test_folds_are_matched_although_rank_0_makes_more_loaders_in_that_line(tmp_path: Path) -> None:
+    judgement = judge(build_observed(tmp_path, folds(extra_of_rank_0="evaluation")))
+
+    assert judgement.outcome is Outcome.PASS
+    assert judgement.sentence == (
+        "Every training item was handed to some rank in each of 3 training passes."
+    )
+
+
+def test_loaders_that_can_not_be_matched_are_undecided(tmp_path: Path) -> None:
+    script = folds(extra_of_rank_0="training", counts_its_steps=True)
+    judgement = judge(build_observed(tmp_path, script))
+
+    assert judgement.outcome is Outcome.UNDECIDED
+    assert "can't be told: observed-seed0, the loader of train.py:15" in judgement.sentence

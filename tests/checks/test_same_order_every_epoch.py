@@ -237,3 +237,45 @@ def test_a_script_without_loaders_is_not_asked(tmp_path: Path) -> None:
 
     assert finding.outcome is Outcome.NOT_APPLICABLE
     assert not finding.is_evidence_missing
+
+
+def with_steps_after(num_after: int, num_epochs: int = 1) -> FakeScript:
+    """48 items for each rank, in 12 batches a pass; the last pass ends ``num_after`` steps before
+    training does."""
+
+    def change(rank: int, record: Any) -> Any:
+        if isinstance(record, PassRecord) and record.loader == TRAINING:
+            last = record.last_step - (num_after if record.number == num_epochs - 1 else 0)
+            return msgspec.structs.replace(record, last_step=last)
+        return record
+
+    return FakeScript(num_samples=96, num_epochs=num_epochs, change=change)
+
+
+def test_steps_after_the_only_pass_are_undecided(tmp_path: Path) -> None:
+    judgement = judge(build_observed(tmp_path, with_steps_after(8)))
+
+    assert judgement.outcome is Outcome.UNDECIDED
+    assert judgement.sentence == (
+        "observed-seed0, rank 0: 8 of 12 steps were made after the only pass over the loader of "
+        "train.py:30 had ended: itertools.cycle, for one, hands out the same batches in the same "
+        "order again."
+    )
+    assert "yield from loader" in judgement.remedy
+
+
+def test_steps_after_the_last_of_several_passes_are_undecided(tmp_path: Path) -> None:
+    judgement = judge(build_observed(tmp_path, with_steps_after(8, num_epochs=3)))
+
+    assert judgement.outcome is Outcome.UNDECIDED
+    assert "the last of 3 training passes, over the loader of train.py:30, had ended" in (
+        judgement.sentence
+    )
+
+
+def test_a_step_after_the_end_of_the_pass_is_no_second_pass(tmp_path: Path) -> None:
+    one = judge(build_observed(tmp_path / "one", with_steps_after(1)))
+    two = judge(build_observed(tmp_path / "two", with_steps_after(2)))
+
+    assert one.outcome is Outcome.NOT_APPLICABLE
+    assert two.outcome is Outcome.UNDECIDED

@@ -79,6 +79,8 @@ class MissingSamplesMeasurement(msgspec.Struct, frozen=True, kw_only=True):
     num_passes: int
     holes: tuple[Hole, ...]
     left_out: tuple[str, ...]
+    unmatched: tuple[str, ...] = ()
+    """Loaders (in words) of which nobody can tell which are the same on other ranks."""
 
 
 @final
@@ -137,6 +139,7 @@ class MissingSamples(AbstractCheck[MissingSamplesMeasurement]):
             num_passes=sum(one.num_passes for one in found),
             holes=tuple(hole for one in found for hole in one.holes),
             left_out=tuple(why for one in found for why in one.left_out),
+            unmatched=tuple(words for one in found for words in one.unmatched),
         )
 
     def judge(self, measurement: MissingSamplesMeasurement) -> Judgement:
@@ -161,6 +164,13 @@ class MissingSamples(AbstractCheck[MissingSamplesMeasurement]):
                 "them out can't be seen.",
                 remedy="If it does, name the check in the profile's advisory list; otherwise let "
                 "the sampler hand out every item.",
+            )
+        if measurement.unmatched:
+            return Judgement(
+                outcome=Outcome.UNDECIDED,
+                sentence=f"The ranks made different numbers of loaders in one line, and which of "
+                f"them share the data can't be told: {measurement.unmatched[0]}.",
+                remedy="Make the loaders of training on all ranks, in a line of their own.",
             )
         if not measurement.num_passes:
             why = measurement.left_out[0] if measurement.left_out else "no pass over data"
@@ -240,6 +250,8 @@ def _measure(run: Run) -> MissingSamplesMeasurement:
     loaders = [loader for loader in shared_loaders(run) if loader.training]
     feeding = {rank for loader in loaders for one in loader.training for rank in one.ranks}
     for loader in loaders:
+        if not loader.is_matched and len(feeding) > 1:
+            continue
         why = _why_not(loader, feeding)
         if why:
             left_out.append(f"{run.name}: {why}")
@@ -253,6 +265,9 @@ def _measure(run: Run) -> MissingSamplesMeasurement:
         num_passes=num_passes,
         holes=tuple(holes),
         left_out=tuple(left_out),
+        unmatched=tuple(
+            f"{run.name}, {one.words}" for one in loaders if not one.is_matched and len(feeding) > 1
+        ),
     )
 
 

@@ -92,6 +92,10 @@ class RankPass:
         return self.record.order_digest in {digest_of(order.tobytes()) for order in orders}
 
 
+_Own = tuple[LoaderRecord, list[RankPass]]
+"""A loader of one rank, with its passes."""
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SharedPass:
@@ -134,6 +138,8 @@ class SharedLoader:
     loaders: Mapping[int, LoaderRecord]
     training: tuple[SharedPass, ...]
     evaluation: tuple[SharedPass, ...]
+    is_matched: bool = True
+    """False: which of the line's loaders on other ranks is this one can't be told."""
 
     @property
     def num_items(self) -> int:
@@ -169,30 +175,100 @@ def passes_words(number: int) -> str:
 
 
 def shared_loaders(run: Run) -> tuple[SharedLoader, ...]:
-    """The loaders of all ranks, matched by the line that made them, their data set's type and
-    size, and which of those it is on its rank."""
-    by_key: dict[tuple[_Family, int], dict[int, tuple[LoaderRecord, list[RankPass]]]] = {}
+    """The loaders of all ranks, matched among those that the same line made for the same data and
+    the same use: some ranks may make more of them than others."""
+    groups: dict[tuple[_Family, bool], dict[int, list[_Own]]] = {}
     for rank in run.ranks:
-        counts: Counter[_Family] = Counter()
-        for loader, passes in _loaders_of(rank):
-            family = (loader.where, loader.data_set_type, loader.num_root)
-            of_key = by_key.setdefault((family, counts[family]), {})
-            of_key[rank.rank] = (loader, passes)
-            counts[family] += 1
-    return tuple(
-        SharedLoader(
-            run=run.name,
-            num_ranks=len(run.ranks),
-            family=family,
-            loaders={rank: loader for rank, (loader, _) in by_rank.items()},
-            training=_shared([passes for _, passes in by_rank.values()], "training"),
-            evaluation=_shared([passes for _, passes in by_rank.values()], "evaluation"),
-        )
-        for (family, _), by_rank in by_key.items()
-    )
+        for own in _loaders_of(rank):
+            family = (own[0].where, own[0].data_set_type, own[0].num_root)
+            groups.setdefault((family, _trains(own)), {}).setdefault(rank.rank, []).append(own)
+    last_steps = {rank.rank: _last_step(rank) for rank in run.ranks}
+    shared: list[SharedLoader] = []
+    for (family, _), of_rank in groups.items():
+        matches, is_matched = _matched(of_rank, last_steps)
+        shared += [
+            SharedLoader(
+                run=run.name,
+                num_ranks=len(run.ranks),
+                family=family,
+                loaders={rank: loader for rank, (loader, _) in by_rank.items()},
+                training=_shared([passes for _, passes in by_rank.values()], "training"),
+                evaluation=_shared([passes for _, passes in by_rank.values()], "evaluation"),
+                is_matched=is_matched or len(of_rank) == 1,
+            )
+            for by_rank in matches
+        ]
+    # In the order in which a rank first used them.
+    return tuple(sorted(shared, key=lambda one: min(own.loader for own in one.loaders.values())))
 
 
-def _loaders_of(rank: Rank) -> list[tuple[LoaderRecord, list[RankPass]]]:
+def _trains(own: _Own) -> bool:
+    return any(one.record.use == "training" for one in own[1])
+
+
+def _last_step(rank: Rank) -> int:
+    return max((record.last_step for record in rank.of(PassRecord)), default=0)
+
+
+def _matched(
+    of_rank: Mapping[int, Sequence[_Own]], last_steps: Mapping[int, int]
+) -> tuple[list[dict[int, _Own]], bool]:
+    """Which loaders of one line, data and use are one, and whether that could be told; where it
+    could not, each of the loaders in doubt stands alone."""
+    alike: dict[object, dict[int, list[_Own]]] = {}
+    for rank, owns in of_rank.items():
+        for own in owns:
+            alike.setdefault(_kind(own[0]), {}).setdefault(rank, []).append(own)
+    matches: list[dict[int, _Own]] = []
+    rest: dict[int, list[_Own]] = {}
+    for group in alike.values():
+        if len(group) == len(of_rank) and _is_even(group):
+            matches += _by_ordinal(group)
+            continue
+        for rank, owns in group.items():
+            rest.setdefault(rank, []).extend(owns)
+    rest = {rank: sorted(owns, key=lambda own: own[0].loader) for rank, owns in rest.items()}
+    # Ranks with subsets of their own have loaders that are not alike, but as many of them.
+    if _is_even(rest):
+        return matches + _by_ordinal(rest), True
+    by_start: dict[int, dict[int, list[_Own]]] = {}
+    for rank, owns in rest.items():
+        for own in owns:
+            by_start.setdefault(_start(own), {}).setdefault(rank, []).append(own)
+    starts = {rank: {_start(own) for own in owns} for rank, owns in rest.items()}
+    most = max(starts.values(), key=len)
+    # Ranks that made other numbers of steps don't count them alike.
+    is_one_clock = len({last_steps[rank] for rank in rest}) == 1
+    is_within = all(own <= most for own in starts.values())
+    if is_one_clock and is_within and all(map(_is_even, by_start.values())):
+        matches += [one for group in by_start.values() for one in _by_ordinal(group)]
+        return matches, True
+    alone = [{rank: own} for rank, owns in rest.items() for own in owns]
+    return matches + alone, False
+
+
+def _kind(loader: LoaderRecord) -> object:
+    """What a loader has in common with itself on other ranks, unless each has data of its own."""
+    return loader.num_items, loader.sampler, loader.shards and loader.shards[1]
+
+
+def _is_even(group: Mapping[int, Sequence[_Own]]) -> bool:
+    """Each rank has as many loaders."""
+    return len({len(owns) for owns in group.values()}) <= 1
+
+
+def _by_ordinal(group: Mapping[int, Sequence[_Own]]) -> list[dict[int, _Own]]:
+    num_loaders = max(map(len, group.values()), default=0)
+    return [{rank: owns[i] for rank, owns in group.items()} for i in range(num_loaders)]
+
+
+def _start(own: _Own) -> int:
+    """Steps done when its first pass began, of those that trained if any did; -1: no passes."""
+    use = "training" if _trains(own) else "evaluation"
+    return min((one.record.first_step for one in own[1] if one.record.use == use), default=-1)
+
+
+def _loaders_of(rank: Rank) -> list[_Own]:
     loaders = {loader.loader: loader for loader in rank.of(LoaderRecord)}
     passes: dict[int, list[RankPass]] = {number: [] for number in loaders}
     for record in rank.of(PassRecord):

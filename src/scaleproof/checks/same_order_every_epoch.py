@@ -16,6 +16,10 @@ from scaleproof.evidence.study import Run, Study
 MIN_SAMPLES = 8
 """Fewer samples may come in the same order twice by chance: 1 in 8! is one in 40,320."""
 
+_MIN_STEPS_AFTER = 2
+_MIN_SHARE_AFTER = 0.1
+"""Of a pass's batches: fewer steps after its end are no second pass."""
+
 SAMPLES_OF_RECIPE = Need(
     text=SAMPLES.text,
     kind="evidence",
@@ -45,6 +49,19 @@ class RepeatedOrder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @final
+class StepsAfter(msgspec.Struct, frozen=True, kw_only=True):
+    """A rank of a script made ``num_after`` of its ``num_steps`` steps after the last of its
+    ``num_passes`` training passes, one over the loader ``where``, had ended."""
+
+    run: str
+    rank: int
+    where: str
+    num_passes: int
+    num_after: int
+    num_steps: int
+
+
+@final
 class SameOrderMeasurement(msgspec.Struct, frozen=True, kw_only=True):
     """``num_compared``: how many ranks, over all runs, have two epochs to compare; of a script,
     ranks of loaders, out of ``num_ranks``, that a second pass began over."""
@@ -53,6 +70,8 @@ class SameOrderMeasurement(msgspec.Struct, frozen=True, kw_only=True):
     num_ranks: int
     candidate: tuple[RepeatedOrder, ...]
     baseline: tuple[RepeatedOrder, ...]
+    steps_after: tuple[StepsAfter, ...] = ()
+    """Of the candidate's ranks."""
 
 
 @final
@@ -79,7 +98,9 @@ class SameOrderEveryEpoch(AbstractCheck[SameOrderMeasurement]):
         only a sampler that shuffles can forget to shuffle anew. A fixed order is somebody's
         decision - series in time, sorted lengths, curricula - when the ids come in ascending
         order, when a `SequentialSampler` draws, or when the order stays although the sampler's
-        epoch changes: that passes, and the sentence says that nothing is shuffled.
+        epoch changes: that passes, and the sentence says that nothing is shuffled. A script that
+        goes on training after its last pass has ended - by a tenth of that pass's batches, and two
+        steps - is undecided: where those batches came from, nobody saw.
 
     What it can't see
         An order that changes while the split over ranks stays the same. Orders that repeat between
@@ -118,6 +139,13 @@ class SameOrderEveryEpoch(AbstractCheck[SameOrderMeasurement]):
         faults, by_choice = _parted(measurement.candidate)
         if faults:
             return Judgement(outcome=Outcome.FAIL, sentence=_sentence(faults), remedy=remedy)
+        if measurement.steps_after:
+            most = max(measurement.steps_after, key=lambda one: one.num_after)
+            return Judgement(
+                outcome=Outcome.UNDECIDED,
+                sentence=_sentence_after(most),
+                remedy="Iterate over the loader anew each time: `while True: yield from loader`.",
+            )
         if not measurement.num_ranks:
             return Judgement(
                 outcome=Outcome.NOT_APPLICABLE,
@@ -196,7 +224,32 @@ def _measure_script(candidate: Sequence[Run], baseline: Sequence[Run]) -> SameOr
         num_ranks=len(several),
         candidate=tuple(one for run in candidate for one in _repeated_passes(run)),
         baseline=tuple(one for run in baseline for one in _repeated_passes(run)),
+        steps_after=tuple(one for run in candidate for one in _steps_after(run)),
     )
+
+
+def _steps_after(run: Run) -> Iterator[StepsAfter]:
+    """Ranks that went on training for long when no pass was under way. Optimizers that take turns
+    do so within a pass."""
+    passes: dict[int, list[tuple[str, RankPass]]] = {}
+    for loader in shared_loaders(run):
+        for one in (one for shared in loader.training for one in shared.by_rank):
+            passes.setdefault(one.rank.rank, []).append((loader.words, one))
+    for of_rank in passes.values():
+        where, last = max(of_rank, key=lambda one: one[1].record.last_step)
+        num_steps = len(last.rank.observed_steps)
+        num_after = num_steps - last.record.last_step
+        least = max(_MIN_STEPS_AFTER, _MIN_SHARE_AFTER * last.record.num_batches)
+        is_whole = last.record.is_whole and last.record.num_batches > 1
+        if is_whole and num_after >= least:
+            yield StepsAfter(
+                run=run.name,
+                rank=last.rank.rank,
+                where=where,
+                num_passes=len(of_rank),
+                num_after=num_after,
+                num_steps=num_steps,
+            )
 
 
 def _series(run: Run) -> list[tuple[str, list[RankPass]]]:
@@ -243,6 +296,17 @@ def _is_by_choice(passes: Sequence[RankPass]) -> bool:
         return True
     # Over the whole data set, a SequentialSampler's order would have been ascending.
     return first.has_sequential_sampler and first.loader.num_items != first.loader.num_root
+
+
+def _sentence_after(found: StepsAfter) -> str:
+    which = f"the only pass over {found.where}"
+    if found.num_passes > 1:
+        which = f"the last of {found.num_passes:,} training passes, over {found.where},"
+    return (
+        f"{found.run}, rank {found.rank}: {found.num_after:,} of "
+        f"{counted(found.num_steps, 'step')} were made after {which} had ended: "
+        "itertools.cycle, for one, hands out the same batches in the same order again."
+    )
 
 
 def _sentence(found: tuple[RepeatedOrder, ...]) -> str:
