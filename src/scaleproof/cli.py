@@ -177,7 +177,8 @@ def observe(
     scaleproof observe -- torchrun --nproc-per-node 2 train.py --epochs 3
 
     The command's output stays its own: what this says comes after it, on stderr. Exit code: the
-    command's own when it failed; otherwise 0 sound, 1 not sound, 3 undecided, 4 it hung.
+    command's own when it failed, and its own, 0 included, when nothing was trained; otherwise
+    0 sound, 1 not sound, 3 undecided, 4 it hung.
     """
     from scaleproof.launch.interrupts import Interrupts
     from scaleproof.launch.observe_command import observe_command

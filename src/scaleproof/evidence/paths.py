@@ -22,6 +22,7 @@ A run of somebody's own script has, besides::
         processes/1234.ask              somebody asks for its collectives ...
         processes/1234.collectives      ... and its answer
         processes/1234.trouble.jsonl    why something could not be observed
+        command.json                    how the command ended
         hang.json                       who waited for whom, when it had to be ended
 """
 
@@ -71,6 +72,10 @@ class RunPaths:
     @property
     def hang(self) -> Path:
         return self.root / "hang.json"
+
+    @property
+    def command_end(self) -> Path:
+        return self.root / "command.json"
 
     @property
     def processes(self) -> Path:

@@ -13,7 +13,9 @@ import msgspec
 from scaleproof.errors import EvidenceError
 from scaleproof.evidence.observations import EndRecord, Missing, ProcessRecord
 from scaleproof.evidence.paths import RunPaths
+from scaleproof.evidence.reader import read_json
 from scaleproof.evidence.study import Run
+from scaleproof.evidence.writer import write_json
 
 _DECODER = msgspec.json.Decoder(Missing)
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -46,6 +48,29 @@ def unobserved_by_ranks(run: Run) -> tuple[Unobserved, ...]:
     )
 
 
+@final
+class CommandEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """How an observed command itself ended. ``exit_code``: as a shell says it."""
+
+    exit_code: int
+
+
+def write_command_end(paths: RunPaths, exit_code: int) -> None:
+    """Say how the command ended: nobody else can when none of its processes trained."""
+    write_json(paths.command_end, CommandEnd(exit_code=exit_code))
+
+
+def read_exit_code(paths: RunPaths) -> int | None:
+    """The exit code of an observed command; None when it was not written down.
+
+    Raises ``EvidenceError`` for a file that can't be read.
+    """
+    path = paths.command_end
+    if not path.exists():
+        return None
+    return read_json(path, CommandEnd, what="how the command ended").exit_code
+
+
 def append_trouble(path: Path, trouble: Missing) -> None:
     """Add a line to a process's own file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,8 +91,13 @@ def read_troubles(paths: RunPaths) -> tuple[Missing, ...]:
 
 
 def processes_seen(paths: RunPaths) -> tuple[int, ...]:
-    """Ids of the processes of a run that were observed at all, whether they trained or not."""
+    """Ids of the processes of a run that trained or joined a process group."""
     return _processes(paths, paths.pulse)
+
+
+def processes_with_torch(paths: RunPaths) -> tuple[int, ...]:
+    """Ids of the processes of a run that were seen to import torch, whether they trained or not."""
+    return tuple(sorted({*_processes(paths, paths.stack), *processes_seen(paths)}))
 
 
 def _processes(paths: RunPaths, path_of: Callable[[int], Path]) -> tuple[int, ...]:

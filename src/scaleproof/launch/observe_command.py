@@ -11,7 +11,7 @@ import scaleproof
 from scaleproof.errors import UsageError
 from scaleproof.evidence.paths import RunPaths, StudyPaths
 from scaleproof.evidence.records import SCHEMA_VERSION, Arm, StudyRequest
-from scaleproof.evidence.troubles import processes_seen
+from scaleproof.evidence.troubles import processes_seen, write_command_end
 from scaleproof.evidence.writer import write_json
 from scaleproof.launch.arms import claim_folder
 from scaleproof.launch.script import ScriptRun, refuse_missing_program
@@ -73,6 +73,7 @@ def observe_command(
     write_json(paths.study, request)
     run = paths.run(ARM.name, 0)
     exit_code = run_observed(run, argv, timeout_s=timeout_s, every=every, pin=pin)
+    write_command_end(run, exit_code)
     return ObservedCommand(
         paths=paths,
         exit_code=exit_code,

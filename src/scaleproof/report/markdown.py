@@ -29,8 +29,7 @@ def render(summary: Summary) -> str:
         _answers(summary),
         _escape(words.not_asked(summary)),
         *(f"> **Note:** {_escape(notice)}" for notice in words.notices(summary)),
-        "### Evidence",
-        *_evidence(summary),
+        *([] if words.trained_nothing(summary) else ["### Evidence", *_evidence(summary)]),
         *_findings(words.shown_groups(summary)),
         *_next_steps(verdict.next_steps),
         _details("Arms and environment", [tables.arms(summary), tables.environment(summary)]),
@@ -81,8 +80,10 @@ def _findings(groups: words.FindingGroups) -> Iterable[str]:
         rows = tuple((f.names, f.outcome, f.sentence) for f in quiet)
         passed = Table(title="", columns=("Check", "Outcome", "Why"), rows=rows, numeric=False)
         num_passed, num_moot = len(groups.passes), len(groups.not_applicable)
+        heading = words.passes_heading(groups)
+        num_sound = f" ({heading.partition(': ')[2]})" if ":" in heading else ""
         yield _details(
-            f"{counted(num_passed, 'check')} passed, {num_moot} "
+            f"{counted(num_passed, 'check')} passed{num_sound}, {num_moot} "
             f"{'does' if num_moot == 1 else 'do'} not apply",
             [passed],
         )

@@ -119,7 +119,7 @@ class _Terminal:
 
     def _quiet_findings(self, groups: words.FindingGroups) -> None:
         if groups.passes:
-            self._heading("Checks that passed")
+            self._heading(words.passes_heading(groups))
             self._lines(groups.passes)
         if groups.not_applicable:
             self._heading("Checks that do not apply")

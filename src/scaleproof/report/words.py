@@ -38,6 +38,7 @@ TONES = {
     Standing.NOT_SOUND: Decision.REJECT,
     Standing.NOT_FIT: Decision.REJECT,
     Standing.FAILED: Decision.REJECT,
+    Standing.NO_TRAINING: Decision.UNDECIDED,
     Standing.UNDECIDED: Decision.UNDECIDED,
 }
 """The decision whose colour and mark a headline has."""
@@ -98,9 +99,26 @@ def shown_groups(summary: Summary) -> FindingGroups:
     """The findings of a report. Without a whole run, that of a script alone has nothing to say of
     records that are missing: all of them are."""
     groups = group_findings(summary.verdict.findings)
+    if trained_nothing(summary):
+        return replace(groups, open=(), consequences=(), not_applicable=())
     if summary.is_alone and not _has_whole_run(summary):
         return replace(groups, open=())
     return groups
+
+
+def trained_nothing(summary: Summary) -> bool:
+    """A command was observed alone in which nothing trained: the headline says all there is."""
+    return summary.is_alone and all(run.status == "missing" for run in summary.runs)
+
+
+def passes_heading(groups: FindingGroups) -> str:
+    """Over the list of passes: the headline counts those on soundness only."""
+    num_sound = sum(f.question is Question.SOUND for f in groups.passes)
+    num_others = len(groups.passes) - num_sound
+    if not num_sound or not num_others:
+        return "Checks that passed"
+    others = "1 other" if num_others == 1 else f"{num_others} others"
+    return f"Checks that passed: {num_sound} on soundness, {others}"
 
 
 def _has_whole_run(summary: Summary) -> bool:
@@ -204,7 +222,7 @@ def _counting(answer: QuestionAnswer, verdict: Verdict) -> QuestionAnswer:
 
 def not_asked(summary: Summary) -> str:
     """What a script observed alone leaves open; empty when everything was asked."""
-    if not summary.is_alone:
+    if not summary.is_alone or trained_nothing(summary):
         return ""
     return "Faster? As good?  Not asked: scaleproof compare does."
 

@@ -3,17 +3,18 @@
 Nothing was there to compare it with, so nobody asked whether it is faster or as good.
 """
 
-import shlex
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from scaleproof.checks.check import Outcome, Question
 from scaleproof.checks.wording import counted, listed
-from scaleproof.evidence.observations import EndRecord, ProcessRecord
+from scaleproof.evidence.observations import EndRecord
 from scaleproof.evidence.study import Run, Study
-from scaleproof.evidence.troubles import processes_seen, read_troubles
+from scaleproof.evidence.troubles import processes_with_torch, read_exit_code, read_troubles
 from scaleproof.verdict.answers import Answer, Finding, QuestionAnswer, Standing
+from scaleproof.verdict.commands import again, comparison
+from scaleproof.verdict.signals import tells_of_signal
 
 COMPARED = (Question.FASTER, Question.AS_GOOD)
 """What only a comparison can answer."""
@@ -59,8 +60,11 @@ def standing_alone(
         return Standing.NOT_SOUND
     if values[Question.FIT] is Answer.NO:
         return Standing.NOT_FIT
-    if has_failed:
+    silent = [run for run in study.unusable_runs if _never_trained(run)]
+    if has_failed or any(read_exit_code(run.paths) for run in silent):
         return Standing.FAILED
+    if len(silent) == len(study.runs) and not any(read_troubles(run.paths) for run in silent):
+        return Standing.NO_TRAINING
     is_sound = values[Question.SOUND] is Answer.YES and not study.unusable_runs
     return Standing.SOUND if is_sound else Standing.UNDECIDED
 
@@ -80,28 +84,29 @@ def headline_alone(
         case Standing.NOT_SOUND | Standing.NOT_FIT:
             reason = _first_fault(standing, findings)
         case Standing.FAILED:
-            reason = failed[0]
+            reason = failed[0] if failed else _failed_without_training(study)
         case _:
             reason = _unfinished(study) or sound.sentence
     return f"{standing.word}: {_without_name(reason, study)}"
 
 
 def next_steps_alone(
-    study: Study, standing: Standing, findings: Sequence[Finding]
+    study: Study, standing: Standing, findings: Sequence[Finding], failed: Sequence[str]
 ) -> tuple[str, ...]:
     """What to do, the most important first, nothing twice."""
-    again = shlex.join(study.request.command)
     asked = [f for f in findings if f.question not in COMPARED]
     steps = [f.remedy for f in asked if f.blocks and f.outcome is Outcome.FAIL]
     if standing is Standing.FAILED:
-        steps.append(f"Mend the error, then observe it again: {again}")
+        is_ended = bool(failed) and tells_of_signal(failed[0])
+        todo = "Observe it again" if is_ended else "Mend the error, then observe it again"
+        steps.append(f"{todo}: {again(study)}")
     elif any(_never_trained(run) for run in study.unusable_runs):
         steps.append(
             "Observe a command that trains with an optimizer of torch.optim, in a Python that has "
-            f"scaleproof installed: {again}"
+            f"scaleproof installed: {again(study)}"
         )
     elif study.unusable_runs:
-        steps.append(f"Observe it again to its end: {again}")
+        steps.append(f"Observe it again to its end: {again(study)}")
     else:
         steps += [
             f.remedy
@@ -111,7 +116,7 @@ def next_steps_alone(
         ]
     steps += [f.remedy for f in findings if not f.blocks and f.outcome is Outcome.FAIL]
     if standing is Standing.SOUND:
-        steps.append(f"To ask whether more devices are faster and as good: {_comparison(study)}")
+        steps.append(f"To ask whether more devices are faster and as good: {comparison(study)}")
     return tuple(dict.fromkeys(step for step in steps if step))
 
 
@@ -177,40 +182,24 @@ def _never_trained(run: Run) -> bool:
     return run.manifest is None and not run.ranks
 
 
+def _failed_without_training(study: Study) -> str:
+    run = next(run for run in study.unusable_runs if read_exit_code(run.paths))
+    reason = f"The command ended with exit code {read_exit_code(run.paths)} before any training "
+    return f"{reason}was seen.{_troubles(run)}"
+
+
 def _no_training(run: Run) -> str:
-    pids = [str(pid) for pid in processes_seen(run.paths)]
-    seen = "no process of the command was seen to import torch"
-    if pids:
-        processes = "process" if len(pids) == 1 else "processes"
-        seen = f"no step of an optimizer in the {processes} {listed(pids)}, which imported torch"
+    pids = [str(pid) for pid in processes_with_torch(run.paths)]
+    if not pids:
+        return f"No process was seen to import torch.{_troubles(run)}"
+    processes = "process" if len(pids) == 1 else "processes"
+    return (
+        f"No optimizer's step was seen in the {processes} {listed(pids)}, which imported torch."
+        f"{_troubles(run)}"
+    )
+
+
+def _troubles(run: Run) -> str:
+    """What kept processes from being observed; empty when nothing did."""
     troubles = [f"{trouble.what} ({trouble.why})" for trouble in read_troubles(run.paths)]
-    if not troubles:
-        return f"No training was seen: {seen}."
-    return f"No training was seen: {seen}. Not everything could be observed: {listed(troubles)}."
-
-
-def _comparison(study: Study) -> str:
-    """The command that compares the observed one with one device, as far as it can be told."""
-    _, is_there, observed = _split(study.request.command)
-    processes = [
-        process
-        for run in study.runs_of(study.candidate)
-        for rank in run.ranks
-        for process in rank.of(ProcessRecord)
-    ]
-    if not is_there or not processes or not processes[0].script:
-        return "scaleproof compare SCRIPT --devices 1,N"
-    script, arguments = processes[0].script, processes[0].arguments
-    if processes[0].num_ranks == 1:
-        rest = ["--", *arguments] if arguments else []
-        return shlex.join(["scaleproof", "compare", script, "--devices", "1,2", *rest])
-    alone = shlex.join(["python", script, *arguments])
-    both = ["--baseline", alone, "--candidate", shlex.join(observed)]
-    return shlex.join(["scaleproof", "compare", *both])
-
-
-def _split(command: Sequence[str]) -> tuple[Sequence[str], bool, Sequence[str]]:
-    if "--" not in command:
-        return command, False, ()
-    place = list(command).index("--")
-    return command[:place], True, command[place + 1 :]
+    return f" Not everything could be observed: {listed(troubles)}." if troubles else ""

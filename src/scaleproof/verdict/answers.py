@@ -32,6 +32,8 @@ class Standing(StrEnum):
     NOT_FIT = "not-fit"
     FAILED = "failed"
     """It ended with an error, or had to be ended, before anything could be said."""
+    NO_TRAINING = "no-training"
+    """No optimizer made a step, and no failure is known: there is nothing to judge."""
     UNDECIDED = "undecided"
 
     @property

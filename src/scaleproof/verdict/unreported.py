@@ -1,6 +1,5 @@
 """What a comparison of scripts can't say because they reported no predictions."""
 
-import shlex
 from collections.abc import Iterable
 
 from scaleproof.checks.check import Question
@@ -8,6 +7,7 @@ from scaleproof.checks.needs import has_predictions
 from scaleproof.checks.wording import listed
 from scaleproof.evidence.study import Study
 from scaleproof.verdict.answers import Answer, QuestionAnswer
+from scaleproof.verdict.commands import again
 
 _FROM_PREDICTIONS = {Question.AS_GOOD: "as good", Question.FIT: "fit"}
 """What predictions would tell; the first of them, reported figures do too."""
@@ -49,5 +49,5 @@ def step_to_predictions(study: Study) -> str:
     """What to do about it."""
     return (
         "Call scaleproof.report_predictions(targets=..., predictions=..., sample_ids=...) in the "
-        f"evaluation, then compare again: {shlex.join(study.request.command)}"
+        f"evaluation, then compare again: {again(study)}"
     )

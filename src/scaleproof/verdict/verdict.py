@@ -1,6 +1,5 @@
 """From findings to a verdict: corrected once for their number, summed up by question."""
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
@@ -31,9 +30,11 @@ from scaleproof.verdict.answers import (
     Standing,
     Verdict,
 )
+from scaleproof.verdict.commands import again
 from scaleproof.verdict.consequences import trace_to_roots
 from scaleproof.verdict.profile import Profile
 from scaleproof.verdict.run_check import run_check
+from scaleproof.verdict.signals import without_blame
 from scaleproof.verdict.unreported import (
     headline_without_predictions,
     lacks_predictions,
@@ -96,7 +97,7 @@ def judge_study(study: Study, profile: Profile) -> Verdict:
     if alone:
         standing = standing_alone(answers, study, has_failed=bool(failed))
         headline = headline_alone(study, standing, answers, findings, failed)
-        next_steps = next_steps_alone(study, standing, findings)
+        next_steps = next_steps_alone(study, standing, findings, failed)
     else:
         standing = Standing(decision.value)
         headline = _headline(study, profile, decision, answers, failed, unfinished)
@@ -130,7 +131,7 @@ def exit_code(verdict: Verdict) -> int:
         return 0
     if verdict.decision is Decision.REJECT:
         return 1
-    return 4 if verdict.failed_runs else 3
+    return 4 if verdict.failed_runs or verdict.standing is Standing.FAILED else 3
 
 
 def _correct_for_number(
@@ -184,8 +185,9 @@ def _answer(question: Question, findings: Iterable[Finding]) -> QuestionAnswer:
         if _is_open(finding):
             return answer(Answer.UNDECIDED, finding.sentence)
     deciding = _deciding(question, blocking)
-    passed = [finding for finding in deciding if finding.outcome is Outcome.PASS]
-    if passed:
+    if any(finding.outcome is Outcome.PASS for finding in deciding):
+        told = asked if question is Question.SOUND else deciding  # those that only advise, too
+        passed = [finding for finding in told if finding.outcome is Outcome.PASS]
         return answer(Answer.YES, _yes_sentence(question, passed))
     if deciding:
         return answer(Answer.NOT_APPLICABLE, deciding[0].sentence)
@@ -308,12 +310,13 @@ def _next_steps(
     unfinished: Sequence[str],
 ) -> tuple[str, ...]:
     """What to do, the most important first, nothing twice."""
-    again = shlex.join(study.request.command)
     steps: list[str] = []
     if failed:
-        steps.append(f"Mend the error of {listed(failed)}, then run the study again: {again}")
+        steps.append(
+            f"Mend the error of {listed(failed)}, then run the study again: {again(study)}"
+        )
     elif unfinished:
-        steps.append(f"Run the study again to its end: {again}")
+        steps.append(f"Run the study again to its end: {again(study)}")
     if decision is Decision.ADOPT:
         steps.append(
             f"Train with {counted(study.candidate.num_devices, 'device')}; compare again when the "
@@ -338,7 +341,7 @@ def _failures(study: Study) -> Mapping[str, Failure]:
 
 def _one_line(failure: Failure) -> str:
     """Without control characters: the error came from elsewhere."""
-    line = _printable(failure.sentence)
+    line = without_blame(_printable(failure.sentence))
     return line if len(line) <= _MAX_SENTENCE else f"{line[:_MAX_SENTENCE]} ..."
 
 

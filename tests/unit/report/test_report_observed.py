@@ -288,7 +288,8 @@ def failed(root: Path) -> Summary:
 
 
 @pytest.mark.parametrize(
-    ("make", "words_"), [(never_trained, "No training was seen"), (failed, "ValueError: bad")]
+    ("make", "words_"),
+    [(never_trained, "No process was seen to import torch"), (failed, "ValueError: bad")],
 )
 def test_without_a_whole_run_the_reason_is_told_once(
     tmp_path: Path, make: Any, words_: str
