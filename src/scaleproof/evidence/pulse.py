@@ -66,7 +66,7 @@ class PulseReading:
 
 @final
 class Pulse:
-    """Writes the pulse of this process: a beat costs a tenth of a microsecond."""
+    """Writes the pulse of this process: a beat is two stores into mapped memory."""
 
     def __init__(self, path: Path) -> None:
         try:

@@ -45,7 +45,7 @@ _TRAIN_MODE, _EVALUATION_MODE = int(StepFlag.TRAIN_MODE), int(StepFlag.EVALUATIO
 _CLIPPED, _SCALED, _CLOSURE = int(StepFlag.CLIPPED), int(StepFlag.SCALED), int(StepFlag.CLOSURE)
 _FORWARD, _BACKWARD = int(Activity.FORWARD), int(Activity.BACKWARD)
 _OPTIMIZER, _OTHER = int(Activity.OPTIMIZER), int(Activity.OTHER)
-_REDUCED_AFTER_CLIPPING = int(StepFlag.REDUCED_AFTER_CLIPPING)  # an IntFlag's | takes 1 µs
+_REDUCED_AFTER_CLIPPING = int(StepFlag.REDUCED_AFTER_CLIPPING)  # plain: read in every step
 
 
 @final
