@@ -55,6 +55,21 @@ FAULTS = (
         words=("rank 0",),
     ),
     Planted(
+        name="accuracy_of_rank_0_after_a_barrier",  # which carries no figure
+        script="mnist_ddp.py",
+        edits=(
+            ("    dist.all_reduce(counts)\n", "    dist.barrier()\n"),
+            ("import torch\n", "import scaleproof\nimport torch\n"),
+            (
+                "        if rank == 0:\n",
+                "        if rank == 0:\n"
+                "            scaleproof.report_metrics(epoch=epoch, accuracy=accuracy)\n",
+            ),
+        ),
+        check="metric-from-one-shard",
+        words=("rank 0",),
+    ),
+    Planted(
         name="resume_without_sampler_epoch",
         script="mnist_ddp.py",
         edits=(("set_epoch(epoch)", "set_epoch(epoch - first_epoch)"),),
