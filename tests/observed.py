@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pyroaring import BitMap
 
+from scaleproof.evidence.any_record import AnyRecord
 from scaleproof.evidence.observations import (
     NUM_COORDINATES,
     OBSERVED_STEP_TABLE,
-    AnyRecord,
     EndRecord,
     LoaderRecord,
     Moment,

@@ -8,8 +8,8 @@ import pytest
 from observed import FakeScript, build_observed
 from scaleproof.checks.buffer_drift import BufferDrift
 from scaleproof.checks.check import Judgement, Outcome
+from scaleproof.evidence.any_record import AnyRecord
 from scaleproof.evidence.observations import (
-    AnyRecord,
     Moment,
     PassRecord,
     ProcessRecord,

@@ -9,7 +9,8 @@ from observed import FakeScript, build_observed
 from scaleproof.checks.check import PAGE_SECTIONS, Outcome
 from scaleproof.checks.clipped_before_reduction import ClippedBeforeReduction
 from scaleproof.checks.misweighted_gradients import MisweightedGradients
-from scaleproof.evidence.observations import AnyRecord, OptimizerRecord, StepFlag
+from scaleproof.evidence.any_record import AnyRecord
+from scaleproof.evidence.observations import OptimizerRecord, StepFlag
 from scaleproof.evidence.study import Study
 from scaleproof.verdict.answers import Finding
 from scaleproof.verdict.run_check import run_check

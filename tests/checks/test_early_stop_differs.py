@@ -6,7 +6,8 @@ import numpy as np
 from observed import FakeScript, build_observed
 from scaleproof.checks.check import Judgement, Outcome
 from scaleproof.checks.early_stop_differs import EarlyStopDiffers
-from scaleproof.evidence.observations import AnyRecord, EndRecord, PassRecord
+from scaleproof.evidence.any_record import AnyRecord
+from scaleproof.evidence.observations import EndRecord, PassRecord
 from scaleproof.verdict.run_check import run_check
 
 

@@ -9,8 +9,8 @@ import pytest
 from observed import FakeScript, build_observed
 from scaleproof.checks.check import PAGE_SECTIONS, Outcome
 from scaleproof.checks.frozen_parameters import FrozenParameters
+from scaleproof.evidence.any_record import AnyRecord
 from scaleproof.evidence.observations import (
-    AnyRecord,
     Moment,
     OptimizerRecord,
     OwnedTensor,

@@ -9,7 +9,8 @@ import pytest
 from observed import FakeScript, build_observed
 from scaleproof.checks.check import Judgement, Outcome
 from scaleproof.checks.identical_augmentation import IdenticalAugmentation
-from scaleproof.evidence.observations import AnyRecord, LoaderRecord, PassRecord, RandomSource
+from scaleproof.evidence.any_record import AnyRecord
+from scaleproof.evidence.observations import LoaderRecord, PassRecord, RandomSource
 from scaleproof.verdict.run_check import run_check
 
 TORCH, NUMPY = RandomSource.TORCH, RandomSource.NUMPY

@@ -7,7 +7,8 @@ import msgspec
 from observed import FakeScript, build_observed
 from scaleproof.checks.check import Judgement, Outcome
 from scaleproof.checks.identical_dropout import IdenticalDropout
-from scaleproof.evidence.observations import AnyRecord, ProbeRecord
+from scaleproof.evidence.any_record import AnyRecord
+from scaleproof.evidence.observations import ProbeRecord
 from scaleproof.verdict.run_check import run_check
 
 

@@ -9,7 +9,8 @@ from observed import FakeScript, build_observed
 from reported import both, predicting, reporting
 from scaleproof.checks.check import Judgement, Outcome
 from scaleproof.checks.metric_from_one_shard import MetricFromOneShard
-from scaleproof.evidence.observations import AnyRecord, PassRecord
+from scaleproof.evidence.any_record import AnyRecord
+from scaleproof.evidence.observations import PassRecord
 from scaleproof.verdict.run_check import run_check
 
 

@@ -8,7 +8,8 @@ import pytest
 from observed import NAMES, FakeScript, build_observed
 from scaleproof.checks.check import PAGE_SECTIONS, Outcome
 from scaleproof.checks.misweighted_gradients import MisweightedGradients
-from scaleproof.evidence.observations import AnyRecord, OptimizerRecord, ProbeRecord, StepFlag
+from scaleproof.evidence.any_record import AnyRecord
+from scaleproof.evidence.observations import OptimizerRecord, ProbeRecord, StepFlag
 from scaleproof.evidence.study import Study
 from scaleproof.verdict.answers import Finding
 from scaleproof.verdict.run_check import run_check

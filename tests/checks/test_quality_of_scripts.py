@@ -17,8 +17,8 @@ from scaleproof.checks.loss_mismatch import LossMismatch
 from scaleproof.checks.non_finite import NonFinite
 from scaleproof.checks.recall_drop import RecallDrop
 from scaleproof.checks.unstable_loss import UnstableLoss
+from scaleproof.evidence.any_record import AnyRecord
 from scaleproof.evidence.observations import (
-    AnyRecord,
     Moment,
     SnapshotRecord,
     StepFlag,

@@ -15,7 +15,8 @@ from scaleproof.checks.check import AbstractCheck, Outcome
 from scaleproof.checks.metric_drop import MetricDrop
 from scaleproof.checks.recall_drop import RecallDrop
 from scaleproof.checks.repeats import independent_pairs, measure_repeats
-from scaleproof.evidence.observations import AnyRecord, Moment, SnapshotRecord
+from scaleproof.evidence.any_record import AnyRecord
+from scaleproof.evidence.observations import Moment, SnapshotRecord
 from scaleproof.evidence.study import Study
 from scaleproof.verdict.run_check import run_check
 

@@ -9,7 +9,8 @@ import pytest
 from observed import FakeScript, build_observed
 from scaleproof.checks.check import Judgement, Outcome
 from scaleproof.checks.replica_drift import ReplicaDrift
-from scaleproof.evidence.observations import AnyRecord, Moment, SnapshotRecord
+from scaleproof.evidence.any_record import AnyRecord
+from scaleproof.evidence.observations import Moment, SnapshotRecord
 from scaleproof.evidence.records import TensorKind
 from scaleproof.verdict.run_check import run_check
 

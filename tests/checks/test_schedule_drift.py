@@ -9,7 +9,8 @@ import pytest
 from observed import FakeScript, build_observed
 from scaleproof.checks.check import Judgement, Outcome
 from scaleproof.checks.schedule_drift import ScheduleDrift
-from scaleproof.evidence.observations import AnyRecord, ProbeRecord, StepsRecord
+from scaleproof.evidence.any_record import AnyRecord
+from scaleproof.evidence.observations import ProbeRecord, StepsRecord
 from scaleproof.verdict.run_check import run_check
 
 Shape = Callable[[np.ndarray], np.ndarray]

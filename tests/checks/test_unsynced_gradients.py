@@ -10,8 +10,8 @@ from observed import NAMES, FakeScript, build_observed
 from scaleproof.checks.check import PAGE_SECTIONS, Outcome
 from scaleproof.checks.unsynced_gradients import UnsyncedGradients
 from scaleproof.errors import EvidenceError
+from scaleproof.evidence.any_record import AnyRecord
 from scaleproof.evidence.observations import (
-    AnyRecord,
     Moment,
     OptimizerRecord,
     ProbeRecord,

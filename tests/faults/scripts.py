@@ -1,10 +1,11 @@
-"""The example scripts: how each is started, and how its text is changed for a test."""
+"""The scripts of the corpus: how each is started, and how its text is changed for a test."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPTS = Path(__file__).parent / "scripts"
 
 ARGUMENTS = {
     "mnist_ddp.py": "--epochs 3",
@@ -30,10 +31,20 @@ STARTS_ITSELF = {
 """Started with plain ``python``; the others by torchrun."""
 
 
+def path_of(script: str) -> Path:
+    """Where a script of the corpus is."""
+    example = EXAMPLES / script
+    return example if example.exists() else SCRIPTS / script
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planted:
-    """An example with ``edits``: (old, new) pairs of text; every old one is in it exactly once.
+    """A script with ``edits``: (old, new) pairs of text; every old one is in it exactly once.
+
+    ``script``: of the examples, or of the folder ``scripts`` beside this file. ``group``: the class
+    of fault. ``links``: where it happened to others, as ``owner/repository#12`` or
+    ``owner/repository PR#12``.
 
     ``check`` names the fault; it is empty when there is none. ``words`` must be in the finding's
     sentence, and so must the script's line that begins with ``at``, as ``file.py:12``.
@@ -48,10 +59,12 @@ class Planted:
     at: str = ""
     arguments: str = ""
     resumes: bool = False
+    group: str = ""
+    links: tuple[str, ...] = ()
 
     def plant(self) -> str:
         """The script's text with the edits made."""
-        text = (EXAMPLES / self.script).read_text()
+        text = path_of(self.script).read_text()
         for old, new in self.edits:
             assert text.count(old) == 1, f"{self.name}: {old!r} is there {text.count(old)} times"
             text = text.replace(old, new)

@@ -13,7 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from scaleproof.errors import EvidenceError
-from scaleproof.evidence.observations import AnyRecord
+from scaleproof.evidence.any_record import AnyRecord
 from scaleproof.evidence.records import (
     Arm,
     EpochRecord,

@@ -11,7 +11,7 @@ from typing import Literal, final
 import msgspec
 import numpy as np
 
-from scaleproof.evidence.records import ArrayRef, Record, TensorState
+from scaleproof.evidence.records import ArrayRef, TensorState
 
 NUM_COORDINATES = 64
 """Numbers probed per tensor: fixed positions, the same on all ranks; tensors with fewer have
@@ -344,6 +344,3 @@ Observation = (
     | ResumeRecord
     | EndRecord
 )
-
-AnyRecord = Record | Observation
-"""Whatever may stand in a rank's file."""

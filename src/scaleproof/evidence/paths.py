@@ -24,6 +24,12 @@ A run of somebody's own script has, besides::
         processes/1234.trouble.jsonl    why something could not be observed
         command.json                    how the command ended
         hang.json                       who waited for whom, when it had to be ended
+
+A run that was checked has, besides::
+
+        replays/union/                  a run of one process fed what all ranks were fed
+            replay.json                 how far it came, and why not further
+        material/                       batches and weights to replay with, until it is done
 """
 
 import re
@@ -98,6 +104,17 @@ class RunPaths:
 
     def trouble(self, pid: int) -> Path:
         return self.processes / f"{pid}.trouble.jsonl"
+
+    def replay(self, name: str) -> "RunPaths":
+        return RunPaths(self.root / "replays" / name)
+
+    @property
+    def replay_end(self) -> Path:
+        return self.root / "replay.json"
+
+    @property
+    def material(self) -> Path:
+        return self.root / "material"
 
     def ranks_seen(self) -> tuple[int, ...]:
         """Ranks that left any file, in order."""

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from pyroaring import BitMap
 
 from scaleproof.errors import EvidenceError
+from scaleproof.evidence.any_record import AnyRecord
 from scaleproof.evidence.consistency import with_shape
-from scaleproof.evidence.observations import OBSERVED_STEP_TABLE, AnyRecord, StepsRecord
+from scaleproof.evidence.observations import OBSERVED_STEP_TABLE, StepsRecord
 from scaleproof.evidence.reader import read_array, read_bitmap
 from scaleproof.evidence.records import (
     EVALUATION_TABLE,

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from pyroaring import BitMap
 
 from scaleproof.errors import EvidenceError
+from scaleproof.evidence.any_record import AnyRecord
 from scaleproof.evidence.npy import decode_npy
-from scaleproof.evidence.observations import AnyRecord
 from scaleproof.evidence.records import SCHEMA_VERSION, ArrayRef
 from scaleproof.evidence.writer import digest_of
 

@@ -7,6 +7,7 @@ Schema history (a reader accepts its own version and older ones):
 
 * 1 - first.
 * 2 - observed scripts: their records (``observations.py``), ``StudyRequest.kind``.
+* 3 - checked scripts: close-ups and replays (``close_ups.py``).
 """
 
 from enum import StrEnum
@@ -15,7 +16,7 @@ from typing import Any, Literal, final
 import msgspec
 import numpy as np
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SKETCH_SIZE = 64
 """Numbers kept per tensor, enough to estimate how far two replicas are apart."""
@@ -211,6 +212,16 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @final
+class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``scaleproof check`` was asked besides. ``num_steps``: a run is ended after so many; 0:
+    it runs to its own end. ``forces_cpu``: CUDA and NCCL were mapped to the CPU and gloo."""
+
+    num_steps: int
+    num_devices: int
+    forces_cpu: bool
+
+
+@final
 class StudyRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked. ``profile`` holds the margins and floors as given, decoded by the judge."""
 
@@ -228,3 +239,5 @@ class StudyRequest(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["recipe", "script"] = "recipe"
     """``script``: somebody's own command was observed; the arms' numbers of devices are what was
     asked for, or 0 when only the run could tell."""
+    check: CheckRequest | None = None
+    """Set when a script was checked: it was looked at more closely, and replayed."""

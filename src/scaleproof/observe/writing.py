@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaleproof.errors import RunError
-from scaleproof.evidence.observations import AnyRecord
+from scaleproof.evidence.any_record import AnyRecord
 from scaleproof.evidence.paths import RunPaths
 from scaleproof.evidence.records import ArrayRef
 from scaleproof.evidence.writer import RankWriter
