@@ -61,12 +61,14 @@ class Need:
 
     ``kind`` says what an unmet need means: ``structure`` - the question doesn't arise (one rank
     has no replicas); ``evidence`` - it does, but the record that would answer it is missing, so
-    nobody may conclude that all is well.
+    nobody may conclude that all is well. ``why``: what the study itself says of why it is not met;
+    empty when it says nothing.
     """
 
     text: str
     kind: Literal["structure", "evidence"]
     is_met: Callable[[Study], bool]
+    why: Callable[[Study], str] | None = None
 
 
 @final

@@ -64,8 +64,8 @@ def fit_weights(probe: StepProbe, tensors: NDArray[np.bool_] | None = None) -> S
             fit_by_bytes[key] = effective_weights(locals_, final_)
         fits.append(fit_by_bytes[key])
     if probe.is_sharded[chosen].any() and not all(fit.is_determined for fit in fits):
-        joined = effective_weights(locals_, _joined(probe.final[:, chosen]).reshape(-1))
-        fits = [fit if fit.is_determined else joined for fit in fits]
+        together = effective_weights(locals_, joined(probe.final[:, chosen]).reshape(-1))
+        fits = [fit if fit.is_determined else together for fit in fits]
     return StepWeights(
         weights=np.stack([fit.weights for fit in fits]),
         errors=np.stack([fit.errors for fit in fits]),
@@ -75,9 +75,8 @@ def fit_weights(probe: StepProbe, tensors: NDArray[np.bool_] | None = None) -> S
     )
 
 
-def _joined(final_: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The mean over the ranks that know a coordinate, NaN where none does: shape ``(..., )`` of one
-    rank."""
+def joined(final_: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean over the ranks (the first dim) that know a coordinate, NaN where none does."""
     is_known = np.isfinite(final_)
     count = is_known.sum(axis=0)
     total = np.where(is_known, final_, 0.0).sum(axis=0)

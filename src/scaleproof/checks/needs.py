@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 from scaleproof.checks.check import Need
+from scaleproof.checks.wording import listed
+from scaleproof.evidence.close_ups import CloseUpRecord
 from scaleproof.evidence.observations import (
     MetricRecord,
     PassRecord,
@@ -11,6 +13,7 @@ from scaleproof.evidence.observations import (
     StepsRecord,
 )
 from scaleproof.evidence.rank import Rank
+from scaleproof.evidence.replays import replays_of
 from scaleproof.evidence.study import Run, Study
 
 
@@ -52,6 +55,19 @@ def _has_last_states(study: Study) -> bool:
 def has_predictions(study: Study) -> bool:
     """Some rank of the candidate's finished runs recorded what it predicted in an evaluation."""
     return any(rank.evaluations for run in study.runs_of(study.candidate) for rank in run.ranks)
+
+
+def _has_replay(study: Study) -> bool:
+    """Some run of the candidate was replayed, for a step at least."""
+    unions = [replays_of(run).get("union") for run in study.runs_of(study.candidate)]
+    return any(union is not None and union.end.num_steps > 0 for union in unions)
+
+
+def _why_no_replay(study: Study) -> str:
+    """What the replays say of themselves; empty when none was tried."""
+    unions = [replays_of(run).get("union") for run in study.runs_of(study.candidate)]
+    reasons = dict.fromkeys(union.end.why_not for union in unions if union is not None)
+    return listed([reason.rstrip(".") for reason in reasons if reason])
 
 
 def _num_ranks(run: Run) -> int:
@@ -112,6 +128,17 @@ PROBES = Need(
     text="gradient probes of every rank",
     kind="evidence",
     is_met=lambda study: _every_candidate_rank(study, lambda rank: bool(rank.of(ProbeRecord))),
+)
+CLOSE_UPS = Need(
+    text="a closer look (scaleproof check), which observing alone does not take",
+    kind="structure",
+    is_met=lambda study: _every_candidate_rank(study, lambda rank: bool(rank.of(CloseUpRecord))),
+)
+REPLAY = Need(
+    text="a replay on one process (scaleproof check)",
+    kind="structure",
+    is_met=_has_replay,
+    why=_why_no_replay,
 )
 SNAPSHOTS = Need(
     text="digests of every rank's parameters",

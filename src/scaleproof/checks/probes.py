@@ -35,7 +35,8 @@ class StepProbe:
     used) have shape ``(num_ranks, num_tensors, NUM_COORDINATES)``, NaN where unknown or not finite:
     for a sharded tensor, a rank's final gradient is known on its own shard only. ``local_norms``
     and ``final_norms``: shape ``(num_ranks, num_tensors)``, of whole tensors (final ones of shards:
-    of the shard). ``rows``: each rank's row of ``OBSERVED_STEP_TABLE``.
+    of the shard). ``rows``: each rank's row of ``OBSERVED_STEP_TABLE``. ``owned_rows``: where each
+    rank's optimizer has the tensor, shape ``(num_ranks, num_tensors)``.
     """
 
     run: str
@@ -51,6 +52,7 @@ class StepProbe:
     final_norms: NDArray[np.float64]
     rows: tuple[Any, ...]
     records: tuple[ProbeRecord, ...]
+    owned_rows: NDArray[np.intp]
 
     @property
     def num_ranks(self) -> int:
@@ -187,6 +189,7 @@ def _join(run: Run, optimizer: int, step: int, records: Sequence[ProbeRecord]) -
         final_norms=norms[:, :, 1],
         rows=step_rows,
         records=tuple(records),
+        owned_rows=np.array(rows, np.intp),
     )
 
 

@@ -330,6 +330,8 @@ class EndRecord(msgspec.Struct, frozen=True, kw_only=True, tag="end"):
     observer_s: float
     observer_memory_bytes: int
     missing: tuple[Missing, ...]
+    was_ended: bool = False
+    """It was ended after the steps that were asked for; the script had not come to its end."""
 
 
 Observation = (

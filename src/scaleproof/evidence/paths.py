@@ -40,12 +40,21 @@ from typing import final
 _RANK_RECORDS = re.compile(r"rank-(\d{5})\.(?:jsonl|outcome\.json|heartbeat)")
 
 
+_REPLAYS = "replays"
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class RunPaths:
     """Paths of one run."""
 
     root: Path
+
+    @property
+    def name(self) -> str:
+        """``<arm>-seed<k>``; a replay has that of the run it is of."""
+        is_replay = self.root.parent.name == _REPLAYS
+        return (self.root.parent.parent if is_replay else self.root).name
 
     @property
     def request(self) -> Path:
@@ -106,7 +115,7 @@ class RunPaths:
         return self.processes / f"{pid}.trouble.jsonl"
 
     def replay(self, name: str) -> "RunPaths":
-        return RunPaths(self.root / "replays" / name)
+        return RunPaths(self.root / _REPLAYS / name)
 
     @property
     def replay_end(self) -> Path:

@@ -13,6 +13,7 @@ from scaleproof.evidence.paths import RunPaths
 from scaleproof.evidence.troubles import append_trouble
 from scaleproof.launch.environment import ProcessFacts
 from scaleproof.observe import libraries, patches, report
+from scaleproof.observe.checking import Checking
 from scaleproof.observe.metrics import MetricsReceiver
 from scaleproof.observe.observer import Observer
 from scaleproof.observe.patch_loaders import loader_lines
@@ -30,10 +31,13 @@ def attach(paths: RunPaths, facts: ProcessFacts) -> None:
         with contextlib.suppress(OSError):  # nowhere to say it
             append_trouble(paths.trouble(os.getpid()), Missing(what=what, why=why))
 
-    patches.install(lambda: _observe(paths, facts), note)
+    checking = None if facts.check is None else Checking(facts.check, note)
+    patches.install(lambda: _observe(paths, facts, checking), note)
+    if checking is not None:
+        checking.install()
 
 
-def _observe(paths: RunPaths, facts: ProcessFacts) -> Observer:
+def _observe(paths: RunPaths, facts: ProcessFacts, checking: Checking | None) -> Observer:
     """This process made an optimizer: it will train."""
     if facts.pin and facts.local_rank is None:
         pin_to_core(dist.get_rank() if dist.is_initialized() else 0)
@@ -54,6 +58,8 @@ def _observe(paths: RunPaths, facts: ProcessFacts) -> Observer:
             observer.troubles.note("report", why)
         observer.end()
 
+    if checking is not None:
+        checking.begin(observer, end)
     atexit.register(end)
     # A forked child of multiprocessing runs no exit handlers, but these.
     multiprocessing.util.Finalize(None, end, exitpriority=0)

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+import msgspec
+
 from scaleproof.errors import UsageError
 from scaleproof.evidence.paths import RunPaths
+from scaleproof.observe.replay.asked import CheckFacts
 
 
 @final
@@ -65,7 +68,7 @@ FLIGHT_RECORDER_ENTRIES = 2000
 RUN_VARIABLE = "SCALEPROOF_RUN"
 """Where an observed process writes: the absolute path of the run's folder."""
 
-_EVERY, _PIN = "SCALEPROOF_EVERY", "SCALEPROOF_PIN"
+_EVERY, _PIN, _CHECK = "SCALEPROOF_EVERY", "SCALEPROOF_PIN", "SCALEPROOF_CHECK"
 
 
 @final
@@ -74,7 +77,8 @@ class ProcessFacts:
     """What a process of an observed command knows from its environment.
 
     ``rank``, ``num_ranks``, ``local_rank``: None where no launcher said it. ``every``: look closely
-    at every such step. ``pin``: on CPU, pin each rank to a core of its own.
+    at every such step. ``pin``: on CPU, pin each rank to a core of its own. ``check``: None when
+    it is only observed.
     """
 
     rank: int | None
@@ -82,6 +86,7 @@ class ProcessFacts:
     local_rank: int | None
     every: int
     pin: bool
+    check: CheckFacts | None
 
     @property
     def launched_as(self) -> tuple[int, int] | None:
@@ -91,7 +96,9 @@ class ProcessFacts:
         return self.rank, self.num_ranks
 
 
-def observed_environment(paths: RunPaths, every: int, pin: bool) -> dict[str, str]:
+def observed_environment(
+    paths: RunPaths, every: int, pin: bool, check: CheckFacts | None = None
+) -> dict[str, str]:
     """This environment, for a command whose processes are to be observed into ``paths``."""
     python_path = [str(BOOTSTRAP), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
@@ -101,6 +108,22 @@ def observed_environment(paths: RunPaths, every: int, pin: bool) -> dict[str, st
         RUN_VARIABLE: str(paths.root.absolute()),
         _EVERY: str(every),
         _PIN: "1" if pin else "0",
+        _CHECK: "" if check is None else msgspec.json.encode(check).decode(),
+    }
+
+
+def world_of_one(port: int) -> dict[str, str]:
+    """The variables that ``torchrun --nproc-per-node 1`` gives to its process."""
+    ranks = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK")
+    sizes = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE")
+    return {
+        **dict.fromkeys(ranks, "0"),
+        **dict.fromkeys(sizes, "1"),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "none",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "0",
     }
 
 
@@ -118,7 +141,13 @@ def observed_facts() -> ProcessFacts:
         local_rank=_integer("LOCAL_RANK"),
         every=_integer(_EVERY) or 1,
         pin=os.environ.get(_PIN) == "1",
+        check=_check_facts(),
     )
+
+
+def _check_facts() -> CheckFacts | None:
+    text = os.environ.get(_CHECK)
+    return msgspec.json.decode(text, type=CheckFacts) if text else None
 
 
 def _integer(name: str) -> int | None:

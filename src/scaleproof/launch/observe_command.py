@@ -1,7 +1,7 @@
 """Runs a command of the user's and leaves the evidence of what its processes did."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,7 @@ from scaleproof.evidence.writer import write_json
 from scaleproof.launch.arms import claim_folder
 from scaleproof.launch.script import ScriptRun, refuse_missing_program
 from scaleproof.launch.watch import Watch
+from scaleproof.observe.replay.asked import CheckFacts
 from scaleproof.strategies.devices import default_device_kind
 
 DEFAULT_TIMEOUT_S = 300.0
@@ -90,13 +91,16 @@ def run_observed(
     every: int = DEFAULT_EVERY,
     pin: bool = False,
     cwd: Path | None = None,
+    check: CheckFacts | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> int:
     """Run ``argv`` once, observed into ``paths``, and return its exit code as a shell says it.
 
+    ``check``: what its processes are asked besides; ``variables``: of the environment, besides.
     When it hangs, ``paths.hang`` says so, and it was ended. Whatever ends this function, none of
     the command's processes is left that was still training.
     """
-    run = ScriptRun(paths, argv, every=every, pin=pin, cwd=cwd)
+    run = ScriptRun(paths, argv, every=every, pin=pin, cwd=cwd, check=check, variables=variables)
     try:
         watch = Watch(run, timeout_s=timeout_s)
         with run.signals_passed_on():

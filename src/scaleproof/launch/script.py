@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -22,6 +22,7 @@ from scaleproof.errors import UsageError
 from scaleproof.evidence.paths import RunPaths
 from scaleproof.launch.environment import observed_environment
 from scaleproof.launch.processes import end_all, family_of
+from scaleproof.observe.replay.asked import CheckFacts
 
 INTERRUPT_TIMEOUT_S = 3.0
 
@@ -44,12 +45,15 @@ class ScriptRun:
         every: int,
         pin: bool,
         cwd: Path | None = None,
+        check: CheckFacts | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.paths = paths
         paths.processes.mkdir(parents=True, exist_ok=True)
         try:
             self._child = subprocess.Popen(
-                list(argv), env=observed_environment(paths, every, pin), cwd=cwd
+                list(argv), env={**observed_environment(paths, every, pin, check), **(variables or {})},
+                cwd=cwd,
             )
         except OSError as error:
             raise UsageError(_why_not_started(argv, cwd, error)) from error

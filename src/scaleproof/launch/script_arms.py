@@ -163,7 +163,7 @@ def conduct_scripts(
     pin = plan.request.device_kind == "cpu"
     for number, (arm, seed) in enumerate(runs, start=1):
         paths = study.run(arm.name, seed)
-        argv = _into_log(plan.argv(arm, seed), _log_of(paths), one_thread=pin)
+        argv = into_log(plan.argv(arm, seed), log_of(paths), one_thread=pin)
         watcher.run_begins(paths, number, len(runs))
         started_s = time.monotonic()
         with Interrupts() as interrupts:
@@ -171,16 +171,16 @@ def conduct_scripts(
         if interrupts.is_seen:
             raise KeyboardInterrupt
         run = load_run(paths, arm, seed)
-        _refuse_other_than_asked(run, _manifest_of(run, exit_code), plan.request)
+        _refuse_other_than_asked(run, manifest_of(run, exit_code), plan.request)
         watcher.run_ended(run, exit_code, time.monotonic() - started_s)
 
 
-def _log_of(paths: RunPaths) -> Path:
+def log_of(paths: RunPaths) -> Path:
     """What a command and all its processes write to stdout and stderr."""
     return paths.logs / "output.log"
 
 
-def _into_log(argv: Sequence[str], log: Path, *, one_thread: bool) -> tuple[str, ...]:
+def into_log(argv: Sequence[str], log: Path, *, one_thread: bool) -> tuple[str, ...]:
     """``argv`` with its output going into ``log`` and nothing to read from; ``one_thread``: unless
     the user says otherwise, as OpenMP reads it.
 
@@ -249,23 +249,23 @@ def _split(option: str, line: str) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _manifest_of(run: Run, exit_code: int) -> Manifest:
+def manifest_of(run: Run, exit_code: int) -> Manifest:
     """The manifest of a run that can be used; ``RunError`` for any other.
 
     The exit code decides nothing: a process may abort at its exit, after all its work.
     """
     if run.is_usable and run.manifest is not None:
         return run.manifest
-    log = _log_of(run.paths)
+    log = log_of(run.paths)
     ending = f"The evidence so far is in {run.paths.root}, the command's output in {log}."
     failure = describe_failure(run)
     if failure is not None:
         is_hang = run.paths.hang.exists()  # then the last lines are of how it was ended
-        details = failure.traceback.rstrip() or ("" if is_hang else _last_lines(log))
+        details = failure.traceback.rstrip() or ("" if is_hang else last_lines(log))
         raise RunError("\n".join(filter(None, (failure.sentence, details, ending))))
     raise RunError(
         f"{run.name} ended with exit code {exit_code}, and {_what_is_missing(run)} Its last lines:"
-        f"\n{_last_lines(log)}\n{ending}"
+        f"\n{last_lines(log)}\n{ending}"
     )
 
 
@@ -307,7 +307,7 @@ def _refuse_other_than_asked(run: Run, manifest: Manifest, request: StudyRequest
         )
 
 
-def _last_lines(log: Path) -> str:
+def last_lines(log: Path) -> str:
     """The end of what the command wrote; the file may have gigabytes."""
     if not log.exists():
         return ""

@@ -45,6 +45,8 @@ class GradientProbes:
         self.last_own_s = 0.0
         """When this rank last produced a gradient, by ``time.perf_counter``."""
         self.is_armed = False
+        self.each: list[dict[int, Tensor]] | None = None
+        """Where asked for: what each backward since the last step produced, by parameter."""
         self._locals: dict[int, _Local] = {}
         self._handles: list[RemovableHandle] = []
         self._timed: list[RemovableHandle] = []
@@ -113,6 +115,8 @@ class GradientProbes:
             return
         local = self._locals.setdefault(id(parameter), _Local())
         values = gather(gradient)
+        if self.each is not None:
+            self._add_to_last(id(parameter), values)
         before = parameter.grad
         is_cleared = before is None or (
             not is_dtensor(before) and not before.is_sparse and not bool(gather(before).any())
@@ -123,6 +127,13 @@ class GradientProbes:
         else:
             local.values = local.values + values
             local.num_backwards += 1
+
+    def _add_to_last(self, key: int, values: Tensor) -> None:
+        assert self.each is not None  # asked for
+        if not self.each:  # autograd.grad: no backward was called
+            self.each.append({})
+        known = self.each[-1].get(key)
+        self.each[-1][key] = values if known is None else known + values
 
     def _arm_sharded(self, root: torch.nn.Module) -> None:
         """FSDP2: hook the unsharded parameters, which are there only around a unit's forward."""

@@ -39,6 +39,13 @@ def watch_imports() -> None:
     sys.meta_path.insert(0, _AfterImport())
 
 
+def when_imported(name: str, patch: Callable[[ModuleType], None]) -> None:
+    """Besides, ``patch`` the module ``name``. Imports are watched already."""
+    _PATCHES[name] = patch
+    if name in sys.modules:
+        patch(sys.modules[name])
+
+
 @final
 class _AfterImport(MetaPathFinder):
     """Lets the real loader run, then patches."""

@@ -39,9 +39,10 @@ MAX_KEPT_IDS = 1 << 18
 class LoaderInfo:
     """What is known of one loader."""
 
-    def __init__(self, number: int, data_set: int) -> None:
+    def __init__(self, number: int, data_set: int, where: str) -> None:
         self.number = number
         self.data_set = data_set
+        self.where = where
         self.num_passes = 0
         self.last_fetch: Fetched | None = None
 
@@ -64,6 +65,8 @@ class Pass:
         self.drawn_ahead: deque[Any] = deque()
         self.order: list[Sequence[int]] = []  # of an evaluation, while it is short enough
         self.drops_padding = False
+        self.last_ids: Sequence[int] | None = None
+        self.last_num_items = 0
         self.random_states = random_states()
         self.sampler_epoch: int | None = None
         self.base_seed: int | None = None
@@ -176,6 +179,7 @@ class LoaderWatch:
         else:
             num_items = num_rows(batch) or 0
             this.ledger.feed_without_ids(num_items)
+        this.last_ids, this.last_num_items = ids, num_items
         this.last_step = self.steps_done
         self._latest = this
         if torch.is_grad_enabled():
@@ -276,7 +280,8 @@ class LoaderWatch:
         if not known:
             known = [len(self._data_sets)]
             self._data_sets.append(root)
-        info = LoaderInfo(len(self._loaders), known[0])
+        where = self._where.get(loader, "") if isinstance(loader, DataLoader) else ""
+        info = LoaderInfo(len(self._loaders), known[0], where)
         self._infos[id(loader)] = info
         self._loaders.append(loader)
         sampler = getattr(loader, "sampler", None)
@@ -295,7 +300,7 @@ class LoaderWatch:
                 batch_size=loader.batch_size,
                 drop_last=bool(loader.drop_last),
                 num_workers=loader.num_workers,
-                where=self._where.get(loader, "") if isinstance(loader, DataLoader) else "",
+                where=where,
             )
         )
         return info

@@ -33,7 +33,7 @@ def write_manifest(
     loaders: LoaderWatch,
 ) -> None:
     """``optimizers``: those of the script that are alive."""
-    arm, _, seed = run.root.name.rpartition("-seed")
+    arm, _, seed = run.name.rpartition("-seed")
     parameters = [parameter for _, parameter in inventory.parameters()]
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     rate = float(groups[0].get("initial_lr", groups[0].get("lr", 0.0))) if groups else 0.0

@@ -6,6 +6,7 @@ breaks is noted, and the training goes on.
 
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any, Literal, final
 
 import torch
@@ -48,6 +49,10 @@ _OPTIMIZER, _OTHER = int(Activity.OPTIMIZER), int(Activity.OTHER)
 _REDUCED_AFTER_CLIPPING = int(StepFlag.REDUCED_AFTER_CLIPPING)  # plain: read in every step
 
 
+def _nothing() -> None:
+    """Nobody asked."""
+
+
 @final
 class Observer:
     """Everything observed in one process."""
@@ -86,6 +91,10 @@ class Observer:
         self._scale: Any = None
         self._num_skipped = 0
         self._has_ended = False
+        self.was_ended = False
+        """After the steps that were asked for, not by the script."""
+        self.before_forward: Callable[[], None] = _nothing
+        """Called when a forward in training begins."""
 
     # --- loaders
 
@@ -130,6 +139,7 @@ class Observer:
             return
         self.timeline.flags |= _TRAIN_MODE if inner.training else _EVALUATION_MODE
         self.pulse.beat(_FORWARD)
+        self.before_forward()
         if self.optimizers.probes.is_armed:
             began_s = time.perf_counter()
             if self.optimizers.look.forward_begins(inputs):
@@ -330,6 +340,7 @@ class Observer:
                 observer_s=self.spent_s,
                 observer_memory_bytes=self.memory.observer_bytes,
                 missing=self.troubles.as_records(),
+                was_ended=self.was_ended,
             )
         )
         self.pulse.beat(Activity.ENDED)

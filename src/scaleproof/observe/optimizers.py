@@ -53,6 +53,8 @@ class StepLook:
         self.inputs_digest = ""
         self.reduction: Literal["mean", "sum", "unknown"] = "unknown"
         self.states: tuple[str, ...] = ()
+        self.drew_dropout = False
+        """It would have drawn masks, had dropout not been switched off."""
 
     def forward_begins(self, inputs: Any) -> bool:
         """False when it was not the step's first forward."""
@@ -64,7 +66,8 @@ class StepLook:
 
     def forward_ended(self) -> None:
         if len(self.states) == 1:
-            self.states = (self.states[0], torch_state())
+            state = torch_state()
+            self.states = (self.states[0], f"{state} dropout" if self.drew_dropout else state)
 
     def backward_begins(self, root: Any) -> None:
         self.reduction = loss_reduction(root)

@@ -34,7 +34,7 @@ def run_check(check: AbstractCheck[Any], study: Study, *, blocks: bool) -> Findi
             measurement = msgspec.to_builtins(measured)
             judgement = check.judge(measured)
         else:
-            judgement = _judge_unmet(unmet)
+            judgement = _judge_unmet(unmet, study)
     except (EvidenceError, UsageError):
         raise
     except Exception as error:  # noqa: BLE001 - a bug in one check must not hide what others found
@@ -57,16 +57,18 @@ def run_check(check: AbstractCheck[Any], study: Study, *, blocks: bool) -> Findi
     )
 
 
-def _judge_unmet(need: Need) -> Judgement:
+def _judge_unmet(need: Need, study: Study) -> Judgement:
+    why = need.why(study) if need.why is not None else ""
+    reason = f": {why}" if why else ""
     if need.kind == "structure":
         return Judgement(
             outcome=Outcome.NOT_APPLICABLE,
-            sentence=f"This needs {need.text}.",
+            sentence=f"This needs {need.text}{reason}.",
             remedy=_REMEDIES.get(need, ""),
         )
     return Judgement(
         outcome=Outcome.NOT_APPLICABLE,
-        sentence=f"Missing: {need.text}.",
+        sentence=f"Missing: {need.text}{reason}.",
         remedy="Run the study again to its end and copy the whole folder.",
     )
 

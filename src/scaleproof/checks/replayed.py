@@ -1,0 +1,406 @@
+"""The gradient that was used, beside the one that a single device computed on the same items: facts
+of every step that was replayed, without opinion (``relations.py`` has that)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from scaleproof.checks.closer_looks import CloserLook, closer_looks, unclipped_gradient
+from scaleproof.checks.gradient_weights import has_weight
+from scaleproof.checks.probes import owned_tensors
+from scaleproof.evidence.close_ups import ReplayName
+from scaleproof.evidence.replays import Replay, replays_of
+from scaleproof.evidence.study import Run
+from scaleproof.stats.effective_weights import effective_weights
+
+FITS = 0.02
+"""Residual up to which a gradient is a weighted sum of the ranks' own ones: 16 bits leave 0.01."""
+
+NOISES = 10.0
+"""Times the rounding noise of a gradient: more is no rounding."""
+
+_MAX_SOURCES = 32
+"""Backwards of all ranks; more are added up by rank."""
+
+_SUMMED = 1e-3
+"""Distance from a multiple of the replayed gradient that is that multiple."""
+
+_TENSOR_FLOOR = 1e-3
+"""Of the mean size of a tensor's gradient: a difference below is too small to matter."""
+_TENSOR_NOISES = 20.0
+_TENSOR_OFF = 0.05
+"""Of a tensor's own gradient: 16 bits move small tensors by up to 0.01."""
+
+
+@final
+class Fit(msgspec.Struct, frozen=True, kw_only=True):
+    """A gradient as a weighted sum of the sources. ``weights``: None where they are not determined.
+    ``error``: the largest standard error of a weight, over the mean weight. ``residual``: share of
+    the gradient that no weights explain."""
+
+    weights: tuple[float, ...] | None
+    error: float
+    residual: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.weights) if self.weights is not None else float("nan")
+
+
+@final
+class TensorFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One tensor that is off by itself: as a multiple (``ratio``) of the reference, with the
+    ``rest`` of the used gradient that no multiple explains. ``reference``: of its own fit."""
+
+    name: str
+    ratio: float
+    rest: float
+    reference: Fit
+    effective: Fit
+
+
+@final
+class ComparedStep(msgspec.Struct, frozen=True, kw_only=True):
+    """One step of one optimizer, before clipping, over the probed coordinates of all tensors.
+
+    ``why_not``: why nothing could be compared; then all numbers are NaN. ``error``: distance of the
+    gradient that was used from the reference, relative to the reference; ``noise``: the same of
+    two replays that differ in nothing but the order of the items, None where there is no second
+    one. ``ratio`` is the multiple of the reference that comes closest to what was used, ``rest``
+    the share of the used gradient that it leaves over.
+
+    ``sources``: (rank, backward) of the ranks' own gradients, backward -1 for all of a step
+    together; ``effective``: weights of the sources in what was used; ``in_reference``: in the
+    reference. ``num_samples`` (None: not known) and ``num_items`` (those the losses were computed
+    of) are by rank. ``is_plain_sum``: nothing divided the sum over the items.
+    ``off``: tensors that are off by themselves, in the order of the model.
+    """
+
+    run: str
+    optimizer: int
+    where: str
+    step: int
+    ranks: tuple[int, ...]
+    num_backwards: int
+    backward_where: str
+    reference: ReplayName
+    why_not: str
+    error: float
+    noise: float | None
+    cosine: float
+    ratio: float
+    rest: float
+    sources: tuple[tuple[int, int], ...]
+    effective: Fit
+    in_reference: Fit
+    num_samples: tuple[int, ...] | None
+    num_items: tuple[int, ...]
+    is_plain_sum: bool
+    is_loss_seen: bool
+    """How the loss was reduced, and what it was multiplied with after that, is known."""
+    is_random: bool
+    """The script itself drew random numbers in this step, in the run or in the replay."""
+    off: tuple[TensorFacts, ...]
+    num_tensors: int
+
+
+def compared_steps(run: Run) -> Iterator[ComparedStep]:
+    """Every step that was looked at closely on all ranks, and replayed: by optimizer and step."""
+    replays = replays_of(run)
+    if "union" not in replays:
+        return
+    looks = {name: _looks_of(replay) for name, replay in replays.items()}
+    numels = {
+        (optimizer, name): tensor.numel
+        for optimizer in {optimizer for optimizer, _ in looks["union"]}
+        for rank in replays["union"].run.ranks
+        for name, tensor in owned_tensors(rank, optimizer).items()
+    }
+    for look in closer_looks(run):
+        key = look.probe.optimizer, look.probe.step
+        replayed = {name: of_replay[key] for name, of_replay in looks.items() if key in of_replay}
+        if "union" in replayed:
+            own = owned_tensors(run.ranks[0], look.probe.optimizer)
+            alike = {
+                name
+                for name, tensor in own.items()
+                # A shard has another size, which says nothing.
+                if tensor.is_sharded or tensor.numel == numels.get((key[0], name))
+            }
+            yield _compare(look, replayed, alike)
+
+
+def _looks_of(replay: Replay) -> dict[tuple[int, int], CloserLook]:
+    return {(look.probe.optimizer, look.probe.step): look for look in closer_looks(replay.run)}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Gradients:
+    """Of the tensors that are compared, shape ``(num_tensors, NUM_COORDINATES)``; of ``sources``
+    with a first dim of them. NaN where any of the three is not known."""
+
+    names: tuple[str, ...]
+    used: NDArray[np.float64]
+    reference: NDArray[np.float64]
+    reordered: NDArray[np.float64] | None
+    sources: NDArray[np.float64]
+
+
+def _compare(
+    look: CloserLook, replayed: Mapping[ReplayName, CloserLook], alike: set[str]
+) -> ComparedStep:
+    used = unclipped_gradient(look)
+    references = {name: unclipped_gradient(one) for name, one in replayed.items()}
+    why_not = used.why_not or next((r.why_not for r in references.values() if r.why_not), "")
+    union = replayed["union"]
+    names = tuple(
+        name
+        for name, weighs in zip(look.probe.names, has_weight(look.probe), strict=True)
+        if name in alike and name in union.probe.names and weighs
+    )
+    if not why_not and not names:
+        why_not = "no tensor with a gradient has the same name and size on one device"
+    if why_not:
+        return _facts(look, replayed, why_not=why_not)
+    gradients = {
+        name: _of(replayed[name], reference.values, names)
+        for name, reference in references.items()
+    }
+    sources, source_names = _sources(look, names)
+    used_values = _of(look, used.values, names)
+    name = _choose_reference(gradients, sources, used_values, look.probe.num_backwards)
+    known = np.isfinite(used_values) & np.isfinite(gradients[name])
+    reordered = gradients.get("reordered")
+    if reordered is not None:
+        known &= np.isfinite(reordered)
+    if not known.any() or not np.linalg.norm(gradients[name][known]) > 0:
+        return _facts(look, replayed, why_not="no gradient is known on both sides")
+    compared = _Gradients(
+        names=names,
+        used=np.where(known, used_values, np.nan),
+        reference=np.where(known, gradients[name], np.nan),
+        reordered=reordered,
+        sources=sources,
+    )
+    return _facts(
+        look, replayed, reference=name, gradients=compared, union=gradients["union"],
+        sources=source_names,
+    )  # fmt: skip
+
+
+def _of(
+    look: CloserLook, values: NDArray[np.float64] | None, names: Sequence[str]
+) -> NDArray[np.float64]:
+    assert values is not None  # looked at before
+    index = {name: row for row, name in enumerate(look.probe.names)}
+    rows = [index.get(name, -1) for name in names]
+    return np.where(np.array(rows)[:, None] >= 0, values[rows], np.nan)
+
+
+def _sources(
+    look: CloserLook, names: Sequence[str]
+) -> tuple[NDArray[np.float64], tuple[tuple[int, int], ...]]:
+    """The ranks' own gradients that are not zero: of each backward or, where those are many or do
+    not add up to what the rank produced, of all backwards together."""
+    index = [look.probe.names.index(name) for name in names]
+    locals_ = look.probe.local[:, index]
+    by_backward = [of_rank[:, index] for of_rank in look.backwards]
+    num_sources = sum(map(len, by_backward))
+    is_whole = all(
+        len(of_rank) == record.num_backwards and _is_near(np.nansum(of_rank, axis=0), local)
+        for of_rank, record, local in zip(by_backward, look.probe.records, locals_, strict=True)
+    )
+    num_known = int(np.isfinite(locals_).all(axis=0).sum())
+    if not is_whole or num_sources > min(_MAX_SOURCES, num_known // 4):
+        by_backward = [local[None] for local in locals_]
+        labels = [(rank, -1) for rank in look.probe.ranks]
+    else:
+        labels = [
+            (rank, number)
+            for rank, of_rank in zip(look.probe.ranks, by_backward, strict=True)
+            for number in range(len(of_rank))
+        ]
+    sources = np.concatenate(by_backward)
+    there = np.nansum(np.abs(sources), axis=(1, 2)) > 0
+    return sources[there], tuple(n for n, is_there in zip(labels, there, strict=True) if is_there)
+
+
+def _is_near(values: NDArray[np.float64], expected: NDArray[np.float64]) -> bool:
+    known = np.isfinite(expected)
+    gap = np.linalg.norm((values - expected)[known])
+    return bool(gap <= FITS * np.linalg.norm(expected[known]))
+
+
+def _choose_reference(
+    gradients: Mapping[ReplayName, NDArray[np.float64]],
+    sources: NDArray[np.float64],
+    used: NDArray[np.float64],
+    num_backwards: int,
+) -> ReplayName:
+    """``whole-step`` where it says more than ``union``.
+
+    It does not where a loss is summed over its items (then it counts them once for each backward,
+    and is that multiple of the union's), nor where it is no weighted sum of what the backwards
+    produced and the union is what was used: state that is carried from one microbatch to the next.
+    """
+    whole, union = gradients.get("whole-step"), gradients["union"]
+    if whole is None or num_backwards < 2:
+        return "union"
+    known = np.isfinite(whole) & np.isfinite(union) & np.isfinite(used)
+    summed = num_backwards * union[known]
+    if np.linalg.norm(whole[known] - summed) <= _SUMMED * np.linalg.norm(summed):
+        return "union"
+    does_union_agree = bool(
+        np.linalg.norm((used - union)[known]) <= _SUMMED * np.linalg.norm(union[known])
+    )
+    is_other = _fit(sources, whole).residual > FITS
+    return "union" if does_union_agree and is_other else "whole-step"
+
+
+def _facts(
+    look: CloserLook,
+    replayed: Mapping[ReplayName, CloserLook],
+    *,
+    why_not: str = "",
+    reference: ReplayName = "union",
+    gradients: _Gradients | None = None,
+    union: NDArray[np.float64] | None = None,
+    sources: tuple[tuple[int, int], ...] = (),
+) -> ComparedStep:
+    probe = look.probe
+    num_samples = probe.column("num_samples")
+    is_counted = bool((num_samples >= 0).all() and num_samples.sum() > 0)
+    arrivals = [arrival for record in look.records for arrival in record.arrivals]
+    reductions = {record.loss_reduction for record in probe.records}
+    numbers = _NOTHING if gradients is None else _numbers(gradients, union)
+    return ComparedStep(
+        run=probe.run,
+        optimizer=probe.optimizer,
+        where=probe.where,
+        step=probe.step,
+        ranks=probe.ranks,
+        num_backwards=probe.num_backwards,
+        backward_where=next((r.backward_where for r in look.records if r.backward_where), ""),
+        reference=reference,
+        why_not=why_not,
+        error=numbers.error,
+        noise=numbers.noise,
+        cosine=numbers.cosine,
+        ratio=numbers.ratio,
+        rest=numbers.rest,
+        sources=sources,
+        effective=numbers.effective,
+        in_reference=numbers.in_reference,
+        num_samples=tuple(int(n) for n in num_samples) if is_counted else None,
+        num_items=tuple(sum(a.num_items for a in record.arrivals) for record in look.records),
+        is_plain_sum=reductions == {"sum"} or _is_plain_sum(look),
+        is_loss_seen=reductions <= {"mean", "sum"}
+        or (bool(arrivals) and all(a.weight is not None for a in arrivals)),
+        is_random=any(r.drawn for one in (look, *replayed.values()) for r in one.records),
+        off=numbers.off,
+        num_tensors=0 if gradients is None else len(gradients.names),
+    )
+
+
+def _is_plain_sum(look: CloserLook) -> bool:
+    """Some loss was summed on every rank, and reached backward without a division."""
+    return all(
+        any(
+            arrival.reduction == "sum"
+            and arrival.weight is not None
+            and abs(arrival.weight - arrival.num_items) <= _SUMMED * arrival.num_items
+            for arrival in record.arrivals
+        )
+        for record in look.records
+    )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Numbers:
+    error: float
+    noise: float | None
+    cosine: float
+    ratio: float
+    rest: float
+    effective: Fit
+    in_reference: Fit
+    off: tuple[TensorFacts, ...]
+
+
+_NAN = float("nan")
+_NO_FIT = Fit(weights=None, error=_NAN, residual=_NAN)
+_NOTHING = _Numbers(
+    error=_NAN, noise=None, cosine=_NAN, ratio=_NAN, rest=_NAN,
+    effective=_NO_FIT, in_reference=_NO_FIT, off=(),
+)  # fmt: skip
+
+
+def _numbers(g: _Gradients, union: NDArray[np.float64] | None) -> _Numbers:
+    known = np.isfinite(g.used)
+    used, reference = g.used[known], g.reference[known]
+    ratio, rest = _multiple(used, reference)
+    size, used_size = float(np.linalg.norm(reference)), float(np.linalg.norm(used))
+    noises = None
+    if g.reordered is not None and union is not None:
+        noises = np.where(known, g.reordered - union, 0.0)
+    return _Numbers(
+        error=float(np.linalg.norm(used - reference)) / size,
+        noise=None if noises is None else float(np.linalg.norm(noises)) / size,
+        cosine=float(used @ reference) / (size * used_size) if used_size > 0 else 0.0,
+        ratio=ratio,
+        rest=rest,
+        effective=_fit(g.sources, g.used),
+        in_reference=_fit(g.sources, g.reference),
+        off=tuple(_tensors_off(g, noises, size)),
+    )
+
+
+def _multiple(
+    used: NDArray[np.float64], reference: NDArray[np.float64]
+) -> tuple[float, float]:
+    ratio = float(used @ reference) / float(reference @ reference)
+    size = float(np.linalg.norm(used))
+    rest = float(np.linalg.norm(used - ratio * reference))
+    return ratio, rest / size if size > 0 else 0.0
+
+
+def _fit(sources: NDArray[np.float64], target: NDArray[np.float64]) -> Fit:
+    if not len(sources):
+        return _NO_FIT
+    fit = effective_weights(sources.reshape(len(sources), -1), target.reshape(-1))
+    if not fit.is_determined:
+        return Fit(weights=None, error=_NAN, residual=fit.residual)
+    mean = abs(float(fit.weights.mean()))
+    error = float(fit.errors.max()) / mean if mean > 0 else _NAN
+    weights = tuple(float(weight) for weight in fit.weights)
+    return Fit(weights=weights, error=error, residual=fit.residual)
+
+
+def _tensors_off(
+    g: _Gradients, noises: NDArray[np.float64] | None, size: float
+) -> Iterator[TensorFacts]:
+    """None where rounding noise is not known: what is off in one tensor alone is small."""
+    if noises is None:
+        return
+    floor = _TENSOR_FLOOR * size / len(g.names) ** 0.5
+    for row, name in enumerate(g.names):
+        known = np.isfinite(g.used[row])
+        used, reference = g.used[row][known], g.reference[row][known]
+        gap, own_size = float(np.linalg.norm(used - reference)), float(np.linalg.norm(reference))
+        least = max(floor, _TENSOR_NOISES * float(np.linalg.norm(noises[row])))
+        if not own_size > 0 or gap <= max(least, _TENSOR_OFF * own_size):
+            continue
+        ratio, rest = _multiple(used, reference)
+        yield TensorFacts(
+            name=name,
+            ratio=ratio,
+            rest=rest,
+            reference=_fit(g.sources[:, row], g.reference[row]),
+            effective=_fit(g.sources[:, row], g.used[row]),
+        )

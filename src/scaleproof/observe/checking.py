@@ -1,0 +1,279 @@
+"""Puts in place, in each process of a checked command, what ``scaleproof check`` adds to observing:
+close-ups, and in a rank the material for replays, in a replay what drives it."""
+
+import contextlib
+import inspect
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, final
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
+from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
+
+from scaleproof.observe import current
+from scaleproof.observe.arrivals import Arrivals, patch_losses
+from scaleproof.observe.close_ups import CloseUps
+from scaleproof.observe.dropout import switch_dropout_off
+from scaleproof.observe.guard import describe
+from scaleproof.observe.observer import Observer
+from scaleproof.observe.patch_loaders import loader_lines
+from scaleproof.observe.replay.asked import CheckFacts
+from scaleproof.observe.replay.batch_norm import normalise_by_parts
+from scaleproof.observe.replay.feeding import Feeder
+from scaleproof.observe.replay.material import Material
+from scaleproof.observe.replay.one_process import fetch_alone, stay_alone
+from scaleproof.observe.replay.plan import ReplayPlan, read_plan
+from scaleproof.observe.replay.recorder import Recorder
+from scaleproof.observe.replay.replayer import Replayer
+
+LAST_RANK_TIMEOUT_S = 20.0
+"""How long a rank that made its last step waits for the others: they may still need its sockets."""
+
+_POLL_S = 0.02
+
+
+@final
+class Checking:
+    """What ``check`` does in one process. ``note`` leaves a word for the parent; ``end`` writes
+    down what was observed."""
+
+    def __init__(self, facts: CheckFacts, note: Callable[[str, str], None]) -> None:
+        self._facts = facts
+        self._note = note
+        self._end: Callable[[], None] = lambda: None
+        self._arrivals = Arrivals()
+        self._material: Material | None = None
+        self._plan: ReplayPlan | None = None
+        self.close_ups: CloseUps | None = None
+        self.recorder: Recorder | None = None
+        self.replayer: Replayer | None = None
+
+    def install(self) -> None:
+        """Patch torch, which listens to the observer already."""
+        switch_dropout_off()
+        patch_losses(self._arrivals)
+        if self._facts.replay is not None:
+            folder = Path(self._facts.material)
+            self._material, self._plan = Material(folder), read_plan(folder)
+            stay_alone(self._plan.num_ranks, self.leave)
+            fetch_alone()
+            normalise_by_parts(self._sizes)
+            _patch_lengths(self._material)
+            current.replace(_SingleProcessDataLoaderIter, "_next_data", self._around_next_data)
+        _patch_calls(self)
+        register_optimizer_step_pre_hook(self._before_step)
+        register_optimizer_step_post_hook(self._after_step)
+
+    def begin(self, observer: Observer, end: Callable[[], None]) -> None:
+        """This process made its first optimizer."""
+        self._end = end
+        self.close_ups = CloseUps(observer, self._arrivals)
+        if self._material is None or self._plan is None or self._facts.replay is None:
+            self.recorder = Recorder(observer, Path(self._facts.material), self._facts.num_kept)
+            observer.before_forward = self.recorder.forward_begins
+            return
+        feeder = Feeder(self._material, self._plan, self._facts.replay)
+        self.replayer = Replayer(observer, self._material, self._plan, feeder, self.leave)
+        observer.before_forward = self.replayer.forward_begins
+
+    def leave(self, why: str) -> NoReturn:
+        """End the replay here. ``why``: empty when it did all it had to."""
+        if why:
+            self._note("replay", why)
+        self._end()
+        _exit()
+
+    def broke(self, error: Exception) -> None:
+        """Ours, not the script's: a rank goes on without, a replay is worth nothing then."""
+        if self.replayer is not None:
+            self.leave(f"replaying broke: {describe(error)}. This is a bug of ours: report it")
+        observer = current.observer
+        if observer is not None:
+            observer.troubles.note("close-up", describe(error))
+        self.close_ups = self.recorder = None
+
+    def _sizes(self) -> tuple[int, ...]:
+        return () if self.replayer is None else self.replayer.feeder.sizes
+
+    def _around_next_data(self, original: Any) -> Any:
+        def _next_data(iterator: Any) -> Any:
+            if self.replayer is None:
+                return original(iterator)
+            return self.replayer.next_batch(iterator, lambda: original(iterator))
+
+        return _next_data
+
+    def _before_step(self, *_: Any) -> None:
+        if self.recorder is not None:
+            with self._guarded():
+                self.recorder.step_begins()
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if self.close_ups is None or current.observer is None:
+            return
+        with self._guarded():
+            if not self.close_ups.step_ended(optimizer):
+                return
+            if self.recorder is not None:
+                self.recorder.step_ended()
+            if self.replayer is not None:
+                self.replayer.step_ended(optimizer)
+        if 0 < self._facts.num_steps <= current.observer.steps_done:
+            self._finish(current.observer)
+
+    def _finish(self, observer: Observer) -> NoReturn:
+        """The last step that was asked for is done: end with the other ranks."""
+        observer.was_ended = True
+        self._end()
+        who = observer.who
+        if who is not None:
+            folder = Path(self._facts.material)
+            with contextlib.suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / f"rank-{who.rank:05d}.done").touch()
+            deadline_s = time.monotonic() + LAST_RANK_TIMEOUT_S
+            while len(list(folder.glob("*.done"))) < who.num_ranks:
+                if time.monotonic() > deadline_s:
+                    break
+                time.sleep(_POLL_S)
+        _exit()
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Any:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - somebody's training must not end with it
+            self.broke(error)
+
+
+def _exit() -> NoReturn:
+    """End at once, without what a process may trip over at its exit."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0)
+
+
+def _patch_lengths(material: Material) -> None:
+    """``len(loader)`` is that of a rank's: schedules and last batches are reckoned by it."""
+
+    def around(original: Any) -> Any:
+        def __len__(self: Any) -> int:
+            length = material.lengths.get(loader_lines.get(self, ""))
+            return original(self) if length is None or length < 0 else length
+
+        return __len__
+
+    current.replace(DataLoader, "__len__", around)
+
+
+def _patch_calls(checking: Checking) -> None:
+    def backward_around(original: Any) -> Any:
+        def backward(*args: Any, **kwargs: Any) -> Any:
+            close_ups = checking.close_ups
+            if close_ups is None:
+                return original(*args, **kwargs)
+            is_outermost = close_ups.backward_begins()
+            try:
+                result = original(*args, **kwargs)
+            finally:
+                close_ups.backward_ended()
+            if is_outermost and checking.replayer is not None:
+                checking.replayer.backward_ended()
+            return result
+
+        return backward
+
+    current.replace(torch.autograd, "backward", backward_around)
+
+    def clip_around(original: Any) -> Any:
+        signature = inspect.signature(original)
+
+        def clip(*args: Any, **kwargs: Any) -> Any:
+            close_ups = checking.close_ups
+            if close_ups is None:
+                return original(*args, **kwargs)
+            bound = signature.bind(*args, **kwargs)
+            given = bound.arguments["parameters"]
+            parameters = [given] if isinstance(given, torch.Tensor) else list(given)
+            bound.arguments["parameters"] = parameters
+            with checking._guarded():
+                close_ups.clipping_begins(parameters)
+            return original(*bound.args, **bound.kwargs)
+
+        return clip
+
+    for name in ("clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_"):
+        if hasattr(torch.nn.utils, name):
+            current.replace(torch.nn.utils, name, clip_around)
+            setattr(torch.nn.utils.clip_grad, name, getattr(torch.nn.utils, name))
+
+    from torch.amp.grad_scaler import GradScaler
+
+    def scaling(original: Any) -> Any:
+        def scale(self: Any, *args: Any, **kwargs: Any) -> Any:
+            scaled = original(self, *args, **kwargs)
+            if checking.close_ups is not None and self.is_enabled():
+                checking.close_ups.loss_scaled(self)
+            return scaled
+
+        return scale
+
+    def unscaling(original: Any) -> Any:
+        def unscale_(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, *args, **kwargs)
+            if checking.close_ups is not None:
+                checking.close_ups.unscaled()
+            return result
+
+        return unscale_
+
+    current.replace(GradScaler, "scale", scaling)
+    current.replace(GradScaler, "unscale_", unscaling)
+
+    def giving(original: Any) -> Any:
+        def __next__(self: Any) -> Any:
+            close_ups, recorder = checking.close_ups, checking.recorder
+            if close_ups is None:
+                return original(self)
+            close_ups.batch_asked()
+            batch = original(self)
+            if recorder is not None and torch.is_grad_enabled():
+                with checking._guarded():
+                    _record(recorder, self, batch)
+            close_ups.batch_given()
+            return batch
+
+        return __next__
+
+    current.replace(_BaseDataLoaderIter, "__next__", giving)
+
+    def beginning(original: Any) -> Any:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            close_ups = checking.close_ups
+            if close_ups is not None:
+                close_ups.batch_asked()
+            original(self, *args, **kwargs)
+            if close_ups is not None:
+                close_ups.batch_given()
+
+        return __init__
+
+    for kind in (_SingleProcessDataLoaderIter, _MultiProcessingDataLoaderIter):
+        current.replace(kind, "__init__", beginning)
+
+
+def _record(recorder: Recorder, iterator: Any, batch: Any) -> None:
+    this = getattr(iterator, "_scaleproof_pass", None)
+    if this is not None:
+        recorder.batch_given(iterator, batch, this.num_expected, this.info.where)

@@ -1,0 +1,116 @@
+"""Drives a replay from inside the script's only process: the ranks' batches, their weights before
+every step, and the end after the last one."""
+
+from collections.abc import Callable
+from typing import Any, NoReturn, final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from scaleproof.observe.guard import describe
+from scaleproof.observe.model import is_dtensor
+from scaleproof.observe.observer import Observer
+from scaleproof.observe.replay.feeding import Feeder
+from scaleproof.observe.replay.joining import UnjoinableError
+from scaleproof.observe.replay.material import Material
+from scaleproof.observe.replay.plan import ReplayPlan
+
+
+@final
+class Replayer:
+    """``leave`` ends the process: it is given why, and an empty string when all was replayed."""
+
+    def __init__(
+        self,
+        observer: Observer,
+        material: Material,
+        plan: ReplayPlan,
+        feeder: Feeder,
+        leave: Callable[[str], NoReturn],
+    ) -> None:
+        self._observer = observer
+        self._material = material
+        self._plan = plan
+        self._leave = leave
+        self.feeder = feeder
+        self._num_backwards = 0
+        self._is_started = False
+
+    def next_batch(self, iterator: Any, original: Any) -> Any:
+        this = getattr(iterator, "_scaleproof_pass", None)
+        if this is None:
+            return original()
+        try:
+            batch = self.feeder.next(iterator, this, original)
+        except UnjoinableError as error:
+            self._leave(f"the batches of {self._where(iterator)} can't be joined: {error}")
+        if not self._is_started:
+            self._load(0)
+        return batch
+
+    def forward_begins(self) -> None:
+        """A forward in training."""
+        if not self._is_started:
+            self._is_started = True
+            self._load(0)
+
+    def backward_ended(self) -> None:
+        self._num_backwards += 1
+
+    def step_ended(self, optimizer: Optimizer) -> None:
+        """The observer has counted and recorded it."""
+        step = self._observer.steps_done
+        planned = self._plan.steps[step - 1]
+        observed = self._observer.optimizers.get(optimizer)
+        if observed is None or observed.number != planned.optimizer:
+            self._leave(f"step {step} is made by another optimizer on one process")
+        if self._num_backwards != planned.num_backwards:
+            self._leave(
+                f"step {step} takes {self._num_backwards} backwards on one process, and took "
+                f"{planned.num_backwards} on each rank: the script takes another path"
+            )
+        self._num_backwards = 0
+        if step >= len(self._plan.steps):
+            self._leave("")
+        self._load(step)
+
+    def _load(self, steps_done: int) -> None:
+        weights = self._material.whole_weights(steps_done)
+        if not weights:
+            self._leave(f"the weights after step {steps_done} were not kept")
+        inventory = self._observer.inventory
+        unknown: list[str] = []
+        with torch.no_grad():
+            for tensors, is_needed in ((inventory.parameters(), True), (inventory.buffers(), False)):
+                for name, tensor in tensors:
+                    if name in weights and weights[name].shape == tensor.shape:
+                        _copy(tensor, weights[name])
+                    elif is_needed and tensor.requires_grad:
+                        unknown.append(name)
+        if unknown:
+            self._leave(
+                f"on one process the script has {len(unknown)} parameters that it has not on "
+                f"{'the ranks'}, {unknown[0]} for one"
+            )
+
+    def _where(self, iterator: Any) -> str:
+        this = iterator._scaleproof_pass
+        return f"loader {this.info.number}"
+
+    def failed(self, error: Exception) -> NoReturn:
+        """Replaying itself broke."""
+        self._leave(f"replaying broke at step {self._observer.steps_done + 1}: {describe(error)}")
+
+
+def _copy(target: Tensor, values: Tensor) -> None:
+    if is_dtensor(target):
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        shape, starts = compute_local_shape_and_global_offset(
+            target.shape, target.device_mesh, target.placements
+        )
+        region = tuple(slice(s, s + n) for s, n in zip(starts, shape, strict=True))
+        target.to_local().copy_(values[region])
+        return
+    target.copy_(values)
