@@ -4,9 +4,12 @@ The default is sound: two DDP ranks, three epochs over 48 samples by a distribut
 evaluation after each epoch. A test changes what it is about::
 
     study = build_observed(tmp_path, FakeScript(fed=lambda script, rank, epoch: np.arange(48)))
+
+With ``is_checked`` it leaves the close-ups of ``scaleproof check`` too, and with ``replays`` the
+runs of one process: ``FakeScript(is_checked=True, replays=REPLAYS)`` is sound.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,13 @@ from numpy.typing import NDArray
 from pyroaring import BitMap
 
 from scaleproof.evidence.any_record import AnyRecord
+from scaleproof.evidence.close_ups import (
+    CloseUpRecord,
+    CouplingRecord,
+    LossArrival,
+    ReplayEnd,
+    ReplayName,
+)
 from scaleproof.evidence.observations import (
     NUM_COORDINATES,
     OBSERVED_STEP_TABLE,
@@ -33,7 +43,7 @@ from scaleproof.evidence.observations import (
     StepFlag,
     StepsRecord,
 )
-from scaleproof.evidence.paths import StudyPaths
+from scaleproof.evidence.paths import RunPaths, StudyPaths
 from scaleproof.evidence.records import (
     SCHEMA_VERSION,
     SKETCH_SIZE,
@@ -88,6 +98,63 @@ def _state(
     return values
 
 
+def _size(values: NDArray[np.float64]) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.std()) if known.size else 0.0
+
+
+def _backwards(script: "FakeScript", rank: int, step: int) -> NDArray[np.float64]:
+    """As many as there are, each with a gradient of its own; together they are ``local``."""
+    local = script.local(script, rank, step)
+    rng = np.random.default_rng([script.seed, rank, step, 7])
+    parts = rng.normal(size=(script.num_backwards, *local.shape)) * _size(local)
+    parts[-1] = local - parts[:-1].sum(axis=0)
+    return np.where(np.isfinite(local), parts, local)
+
+
+def _arrivals(script: "FakeScript", rank: int, step: int) -> tuple[LossArrival, ...]:
+    return tuple(
+        LossArrival(
+            backward=backward,
+            function="cross_entropy",
+            where="train.py:60",
+            reduction="mean",
+            num_items=script.batch_size,
+            weight=1 / script.num_backwards,
+        )
+        for backward in range(script.num_backwards)
+    )
+
+
+def _mean_gradient(script: "FakeScript", step: int) -> NDArray[np.float64]:
+    return np.mean([script.local(script, rank, step) for rank in range(script.num_ranks)], axis=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeReplay:
+    """How a replay of a ``FakeScript`` on one process looks."""
+
+    # the gradient before clipping, shape (num_owned, NUM_COORDINATES), given (script, step)
+    gradient: Callable[["FakeScript", int], NDArray[np.float64]] = _mean_gradient
+    noise: float = 0.0  # added to it, relative to its size
+    # what the optimizer used, given (step, the gradient)
+    final: Callable[[int, NDArray[np.float64]], NDArray[np.float64]] = lambda step, gradient: (
+        gradient
+    )
+    is_clipped: bool = False  # leaves the gradient before clipping
+    # changes its OBSERVED_STEP_TABLE in place
+    steps: Callable[[NDArray[Any]], None] = lambda table: None
+    drawn: Callable[[int], tuple[RandomSource, ...]] = lambda step: ()
+    num_steps: int | None = None  # all of them
+    why_not: str = ""
+
+
+REPLAYS: dict[ReplayName, FakeReplay] = {
+    "union": FakeReplay(),
+    "reordered": FakeReplay(noise=1e-7),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class FakeScript:
     """How a run of a script looks. Callables get the script itself and what they vary over."""
@@ -120,6 +187,21 @@ class FakeScript:
     final: Callable[["FakeScript", int, int, list[NDArray[np.float64]]], NDArray[np.float64]] = (
         _final
     )
+    num_backwards: int = 1  # of each step, each on a batch
+    is_checked: bool = False  # leaves a close-up with every probe
+    # what each backward produced, shape (num_backwards, num_owned, NUM_COORDINATES)
+    backwards: Callable[["FakeScript", int, int], NDArray[np.float64]] = _backwards
+    arrivals: Callable[["FakeScript", int, int], tuple[LossArrival, ...]] = _arrivals
+    # what clipping was given, as ``final``; None: it was not called
+    before_clipping: (
+        Callable[["FakeScript", int, int, list[NDArray[np.float64]]], NDArray[np.float64]] | None
+    ) = None
+    clipped_tensors: tuple[int, ...] = ()
+    is_clipped_scaled: bool = False
+    # what the script itself drew from in a step, given (rank, step)
+    drawn: Callable[[int, int], tuple[RandomSource, ...]] = lambda rank, step: ()
+    coupled: tuple[tuple[str, str], ...] = ()  # modules that couple the items of a batch
+    replays: Mapping[ReplayName, FakeReplay] = field(default_factory=dict)
     # training state, given (script, rank, steps_done, moment): (kind, name) -> values
     state: Callable[
         ["FakeScript", int, int, Moment], dict[tuple[TensorKind, str], NDArray[np.float64]]
@@ -179,7 +261,56 @@ def build_observed(
                 outcome = fake.outcome(rank)
                 if outcome is not None:
                     write_json(run.outcome(rank), outcome)
+            for name, replay in fake.replays.items():
+                _write_replay(run.replay(name), name, replay, repeat)
     return load_study(root)
+
+
+def _write_replay(
+    paths: RunPaths, name: ReplayName, replay: FakeReplay, script: FakeScript
+) -> None:
+    def local(one: FakeScript, rank: int, step: int) -> NDArray[np.float64]:
+        gradient = replay.gradient(script, step)
+        noise = np.random.default_rng([script.seed, step, 11]).normal(size=gradient.shape)
+        return gradient + replay.noise * _size(gradient) * noise
+
+    num_wanted = len(script.probed_steps)
+    num_steps = num_wanted if replay.num_steps is None else replay.num_steps
+    one = FakeScript(
+        num_ranks=1,
+        num_epochs=script.num_epochs,
+        num_samples=script.num_samples,
+        num_evaluation_samples=script.num_evaluation_samples,
+        batch_size=script.batch_size * script.num_ranks,
+        seed=script.seed,
+        parallelism="none",
+        names=script.names,
+        learning_rate=script.learning_rate,
+        probed_steps=script.probed_steps[:num_steps],
+        snapshot_steps=(),
+        num_backwards=script.num_backwards,
+        is_checked=True,
+        local=local,
+        final=lambda one, rank, step, locals_: replay.final(step, locals_[0]),
+        before_clipping=(
+            (lambda one, rank, step, locals_: locals_[0]) if replay.is_clipped else None
+        ),
+        clipped_tensors=tuple(range(len(script.names))) if replay.is_clipped else (),
+        steps=lambda rank, table: replay.steps(table),
+        drawn=lambda rank, step: replay.drawn(step),
+    )
+    _Rank(RankWriter(paths, 0), one, 0).write()
+    write_json(paths.outcome(0), one.outcome(0))
+    write_json(
+        paths.replay_end,
+        ReplayEnd(
+            schema_version=SCHEMA_VERSION,
+            name=name,
+            num_steps=num_steps,
+            num_wanted=num_wanted,
+            why_not=replay.why_not,
+        ),
+    )
 
 
 def _arm(name: str, role: Any, script: FakeScript) -> Arm:
@@ -241,6 +372,8 @@ class _Rank:
         sizes = [self._batch_sizes(ids) for ids in fed]
         table = self._step_table(sizes)
         self._optimizer(0, "first-step")
+        if script.coupled:
+            self._record(CouplingRecord(modules=script.coupled))
         self._snapshot(0, Moment.START)
         for step in range(1, len(table) + 1):
             if step in script.snapshot_steps:
@@ -314,7 +447,7 @@ class _Rank:
     def _step_table(self, sizes: list[NDArray[np.int32]]) -> NDArray[Any]:
         table = np.zeros(sum(map(len, sizes)), OBSERVED_STEP_TABLE)
         table["epoch"] = np.repeat(np.arange(len(sizes)), list(map(len, sizes)))
-        table["num_backwards"] = table["num_batches"] = 1
+        table["num_backwards"] = table["num_batches"] = self._script.num_backwards
         table["num_samples"] = np.concatenate(sizes) if sizes else 0
         table["num_collectives"] = 1 if self._script.num_ranks > 1 else 0
         table["flags"] = StepFlag.TRAIN_MODE
@@ -362,6 +495,33 @@ class _Rank:
                 loss_reduction="mean",
                 forward_random_states=("r" * 32, "r" * 32),
                 memory_bytes=300_000_000,
+            )
+        )
+        if script.is_checked:
+            self._close_up(step, locals_)
+
+    def _close_up(self, step: int, locals_: list[NDArray[np.float64]]) -> None:
+        script = self._script
+        given = None
+        if script.before_clipping is not None:
+            given = script.before_clipping(script, self._rank, step, locals_)
+        array = self._writer.array
+        norms = None if given is None else np.linalg.norm(np.nan_to_num(given), axis=1)
+        self._record(
+            CloseUpRecord(
+                step=step,
+                optimizer=0,
+                backwards=array(
+                    f"backwards-{step:06d}", script.backwards(script, self._rank, step)
+                ),
+                before_clipping=None if given is None else array(f"clip-{step:06d}", given),
+                before_clipping_norms=None if norms is None else array(f"clip-n-{step:06d}", norms),
+                is_clipped_scaled=script.is_clipped_scaled,
+                clipped_tensors=script.clipped_tensors,
+                arrivals=script.arrivals(script, self._rank, step),
+                backward_where="train.py:61",
+                clip_where="" if given is None else "train.py:63",
+                drawn=script.drawn(self._rank, step),
             )
         )
 

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "scaleproof"
 # From left to right: a part may import only what stands before it (and itself).
 JUDGE_LAYERS = ("errors", "evidence", "stats", "checks", "verdict", "report")
 OBSERVE_LAYERS = ("errors", "evidence", "recipes", "strategies", "observe", "train", "launch")
-ROOTS = ("cli", "cli_options", "cli_show")  # may import anything
+ROOTS = ("cli", "cli_app", "cli_options", "cli_scripts", "cli_show")  # may import anything
 ROOT = ROOTS[0]  # so may the package itself, lazily
 
 MAX_LINES = 400

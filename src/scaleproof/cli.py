@@ -1,24 +1,20 @@
 """The command line: thin. It turns options into values, calls, prints, and maps errors to codes."""
 
-import sys
-import traceback
-from collections.abc import Callable
-from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scaleproof import cli_options as opt
+from scaleproof import cli_scripts
+from scaleproof.cli_app import app, as_typed, command
 from scaleproof.cli_show import (
     choose_profile,
     judge_and_report,
     print_verdict,
     say,
     told,
-    was_training_seen,
 )
-from scaleproof.errors import EvidenceError, RunError, ScaleproofError, UsageError
 
 if TYPE_CHECKING:
     from scaleproof.evidence.study import Study
@@ -27,65 +23,10 @@ if TYPE_CHECKING:
     from scaleproof.verdict.answers import Verdict
     from scaleproof.verdict.profile import Profile
 
-EXIT_USAGE, EXIT_UNDECIDED, EXIT_BUG, EXIT_INTERRUPTED = 2, 3, 70, 130
-EXIT_CODES = {UsageError: EXIT_USAGE, RunError: 4, EvidenceError: 5}
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="Does training on N devices run faster than on one, does it learn just as well, is it "
-    "sound - and if not, why, and what to change?",
-    epilog="Exit codes: 0 adopt, 1 reject, 2 wrong usage, 3 undecided, 4 a run failed, "
-    "5 the evidence can't be read, 70 a bug of ours, 130 interrupted.",
-)
-
-P = ParamSpec("P")
+__all__ = ["app", "cli_scripts", "main"]
 
 
-def _command(function: Callable[P, int], *, options_first: bool = False) -> Callable[P, int]:
-    """Make a command of a function that returns its exit code; errors become codes too.
-
-    ``options_first``: what follows the first argument is not for us.
-    """
-
-    @wraps(function)
-    def with_exit_code(*args: P.args, **kwargs: P.kwargs) -> int:
-        raise typer.Exit(_exit_code_of(function, *args, **kwargs))
-
-    app.command(context_settings={"allow_interspersed_args": not options_first})(with_exit_code)
-    return function
-
-
-def _as_typed() -> tuple[str, ...]:
-    """The command line, to be shown and typed again."""
-    return ("scaleproof", *sys.argv[1:])
-
-
-def _exit_code_of(function: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> int:
-    try:
-        return function(*args, **kwargs)
-    except ScaleproofError as error:
-        say(str(error))
-        return EXIT_CODES[type(error)]
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except ModuleNotFoundError as error:
-        if error.name not in ("torch", "pooch"):
-            raise
-        say(
-            f"this command trains, which needs {error.name}: pip install 'scaleproof[torch]'. "
-            "judge, report and explain work without."
-        )
-        return EXIT_USAGE
-    except Exception:  # noqa: BLE001 - the last resort: a bug is reported as one
-        traceback.print_exc()
-        say("this is a bug of ours. Please report it with the lines above.")
-        return EXIT_BUG
-
-
-@_command
+@command
 def compare(
     target: opt.ComparedTarget = None,
     arguments: opt.ScriptArguments = None,
@@ -141,7 +82,7 @@ def compare(
             device_kind=device,
             share_device=share_device,
             timeout_s=timeout,
-            command=_as_typed(),
+            command=as_typed(),
         )
         return exit_code(_compare_scripts(scripts, out, profile, overrides))
     from scaleproof.launch.arms import Options
@@ -159,57 +100,12 @@ def compare(
         learning_rate_rule=learning_rate_rule,
         warmup_epochs=opt.DEFAULT_WARMUP_EPOCHS if warmup_epochs is None else warmup_epochs,
         collective_timeout_s=timeout,
-        command=_as_typed(),
+        command=as_typed(),
     )
     return exit_code(_run_and_judge(options, out, profile, overrides))
 
 
-@partial(_command, options_first=True)
-def observe(
-    command: opt.ObservedCommandLine = None,
-    out: opt.Out = None,
-    timeout: opt.HangTimeout = 300.0,
-    every: opt.Every = 100,
-    profile: opt.ProfileFile = None,
-) -> int:
-    """Record what every rank of a command really does, then judge whether it is sound.
-
-    scaleproof observe -- torchrun --nproc-per-node 2 train.py --epochs 3
-
-    The command's output stays its own: what this says comes after it, on stderr. Exit code: the
-    command's own when it failed, and its own, 0 included, when nothing was trained; otherwise
-    0 sound, 1 not sound, 3 undecided, 4 it hung.
-    """
-    from scaleproof.launch.interrupts import Interrupts
-    from scaleproof.launch.observe_command import observe_command
-    from scaleproof.verdict.answers import Answer
-    from scaleproof.verdict.profile import to_dict
-    from scaleproof.verdict.verdict import soundness
-
-    chosen = choose_profile({}, profile, {})
-    with Interrupts() as interrupts:
-        observed = observe_command(
-            command or (),
-            out,
-            timeout_s=timeout,
-            every=every,
-            profile=to_dict(chosen),
-            command=_as_typed(),
-        )
-    own_code = EXIT_INTERRUPTED if interrupts.is_seen else observed.exit_code
-    try:
-        study, verdict = judge_and_report(observed.paths, chosen, err=True)
-    except EvidenceError as error:
-        say(str(error))
-        return own_code or EXIT_CODES[EvidenceError]
-    if observed.hung and not interrupts.is_seen:
-        return EXIT_CODES[RunError]
-    if own_code or not was_training_seen(study):
-        return own_code
-    return {Answer.YES: 0, Answer.NO: 1}.get(soundness(verdict), EXIT_UNDECIDED)
-
-
-@_command
+@command
 def train(
     target: opt.Target,
     strategy: opt.StrategyName = "single",
@@ -242,13 +138,13 @@ def train(
         learning_rate_rule=learning_rate_rule,
         warmup_epochs=opt.DEFAULT_WARMUP_EPOCHS if warmup_epochs is None else warmup_epochs,
         collective_timeout_s=timeout,
-        command=_as_typed(),
+        command=as_typed(),
     )
     verdict = _run_and_judge(options, out, profile, {})
     return 1 if verdict.decision is Decision.REJECT else 0
 
 
-@_command
+@command
 def judge(
     study: opt.StudyFolder,
     profile: opt.ProfileFile = None,
@@ -265,7 +161,7 @@ def judge(
     return exit_code(verdict)
 
 
-@_command
+@command
 def report(
     study: opt.StudyFolder,
     format: Annotated[opt.Format, typer.Option(help="Which format")] = "terminal",  # noqa: A002
@@ -296,7 +192,7 @@ def report(
     return 0
 
 
-@_command
+@command
 def explain(
     name: Annotated[str | None, typer.Argument(help="Name of a check; none lists them")] = None,
 ) -> int:

@@ -46,6 +46,24 @@ Candidate = Annotated[
     str | None,
     typer.Option(help='The command in question, "torchrun --nproc-per-node 2 train.py"'),
 ]
+CheckedScript = Annotated[
+    str, typer.Argument(help="The script, as you would give it to torchrun", show_default=False)
+]
+CheckedArguments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[-- ARGUMENTS]", help="Of the script", show_default=False),
+]
+CheckedDevices = Annotated[int, typer.Option(help="Number of ranks")]
+Steps = Annotated[
+    int, typer.Option(help="Optimizer steps after which it is ended; 0: at its own end")
+]
+LauncherName = Annotated[
+    Literal["auto", "torchrun", "python"],
+    typer.Option(help="python: the script starts its own processes; auto: guessed from its text"),
+]
+ForceCpu = Annotated[
+    bool, typer.Option("--force-cpu", help="Map the CUDA and NCCL that it asks for to the CPU")
+]
 StudyFolder = Annotated[Path, typer.Argument(help="Folder of a study (it holds study.json)")]
 ProfileFile = Annotated[
     Path | None, typer.Option("--profile", help="TOML file with margins, floors and what blocks")

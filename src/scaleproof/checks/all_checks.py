@@ -7,10 +7,13 @@ from typing import Any
 from scaleproof.checks.accuracy_below_floor import AccuracyBelowFloor
 from scaleproof.checks.accuracy_drop import AccuracyDrop
 from scaleproof.checks.accuracy_paradox import AccuracyParadox
+from scaleproof.checks.batch_coupled_operation import BatchCoupledOperation
 from scaleproof.checks.batch_size_unscaled import BatchSizeUnscaled
 from scaleproof.checks.buffer_drift import BufferDrift
 from scaleproof.checks.check import AbstractCheck
+from scaleproof.checks.clipped_at_the_wrong_norm import ClippedAtTheWrongNorm
 from scaleproof.checks.clipped_before_reduction import ClippedBeforeReduction
+from scaleproof.checks.discarded_microbatches import DiscardedMicrobatches
 from scaleproof.checks.early_stop_differs import EarlyStopDiffers
 from scaleproof.checks.frozen_parameters import FrozenParameters
 from scaleproof.checks.identical_augmentation import IdenticalAugmentation
@@ -20,6 +23,7 @@ from scaleproof.checks.low_efficiency import LowEfficiency
 from scaleproof.checks.metric_drop import MetricDrop
 from scaleproof.checks.metric_from_one_shard import MetricFromOneShard
 from scaleproof.checks.metric_over_padding import MetricOverPadding
+from scaleproof.checks.misscaled_gradients import MisscaledGradients
 from scaleproof.checks.missing_samples import MissingSamples
 from scaleproof.checks.misweighted_gradients import MisweightedGradients
 from scaleproof.checks.no_speed_up import NoSpeedUp
@@ -33,7 +37,11 @@ from scaleproof.checks.same_order_every_epoch import SameOrderEveryEpoch
 from scaleproof.checks.sample_coverage import SampleCoverage
 from scaleproof.checks.schedule_drift import ScheduleDrift
 from scaleproof.checks.train_validation_overlap import TrainValidationOverlap
+from scaleproof.checks.undivided_accumulation import UndividedAccumulation
 from scaleproof.checks.uneven_batches import UnevenBatches
+from scaleproof.checks.unfinished_schedule import UnfinishedSchedule
+from scaleproof.checks.unrestored_state import UnrestoredState
+from scaleproof.checks.unscaled_clipping import UnscaledClipping
 from scaleproof.checks.unstable_loss import UnstableLoss
 from scaleproof.checks.unsynced_gradients import UnsyncedGradients
 from scaleproof.errors import UsageError
@@ -48,7 +56,13 @@ ALL_CHECKS: tuple[type[AbstractCheck[Any]], ...] = (
     UnstableLoss,
     UnsyncedGradients,
     ClippedBeforeReduction,
+    UnscaledClipping,
+    ClippedAtTheWrongNorm,
     MisweightedGradients,
+    UndividedAccumulation,
+    DiscardedMicrobatches,
+    MisscaledGradients,
+    BatchCoupledOperation,
     FrozenParameters,
     NonFinite,
     ReplicaDrift,
@@ -63,7 +77,9 @@ ALL_CHECKS: tuple[type[AbstractCheck[Any]], ...] = (
     IdenticalAugmentation,
     IdenticalDropout,
     ResumeRepeatsSamples,
+    UnrestoredState,
     ScheduleDrift,
+    UnfinishedSchedule,
     EarlyStopDiffers,
     BatchSizeUnscaled,
     MetricFromOneShard,

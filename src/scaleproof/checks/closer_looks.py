@@ -70,7 +70,7 @@ def unclipped_gradient(look: CloserLook) -> UnclippedGradient:
     used. Where each rank clipped a gradient of its own before they were reduced, nobody knows."""
     probe = look.probe
     given = look.before_clipping
-    is_given = np.isfinite(given).any(axis=(0, 2))
+    is_given = np.logical_or.reduce(np.isfinite(given), axis=(0, 2))
     # Of a second clipping, nobody knows what it was given.
     unknown = look.is_clipped.any(axis=0) & ~is_given
     used = np.where(is_given[None, :, None], given, probe.final)

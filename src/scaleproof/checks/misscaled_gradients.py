@@ -106,6 +106,7 @@ class MisscaledGradients(AbstractCheck[MisscaledMeasurement]):
     consequence_of: ClassVar[tuple[str, ...]] = (
         "unsynced-gradients",
         "clipped-before-reduction",
+        "clipped-at-the-wrong-norm",
         "misweighted-gradients",
     )
 
@@ -142,9 +143,7 @@ class MisscaledGradients(AbstractCheck[MisscaledMeasurement]):
     def _judge_series(self, steps: Sequence[ComparedStep]) -> Judgement:
         relations = {step.step: relation_of(step, self.tolerance) for step in steps}
         found = tuple(
-            step
-            for step in steps
-            if relations[step.step] in _SCALED and not self._is_summed(step)
+            step for step in steps if relations[step.step] in _SCALED and not self._is_summed(step)
         )
         consistency = Consistency(
             found=found,
@@ -218,9 +217,9 @@ class MisscaledGradients(AbstractCheck[MisscaledMeasurement]):
         same = [s for s in told if relation_of(s, self.tolerance) is Relation.SAME]
         if summed:
             sentence = (
-                f"The loss is a sum over its items, so that the mean over {len(summed[0].ranks)} "
-                f"ranks is one {len(summed[0].ranks)}th of one device's gradient on all of them: "
-                "the size that it has for one rank's batch"
+                f"The loss is a sum over its items, so that the mean over the ranks is "
+                f"1/{len(summed[0].ranks)} of one device's gradient on the items of all: the size "
+                "that it has for one rank's batch"
             )
         elif same:
             sentence += f" ({sameness_words(same)})"
@@ -265,8 +264,8 @@ def _remedy(step: ComparedStep) -> str:
     if factor > 1:
         return (
             "Average over ranks exactly once: divide after an all-reduce that sums, and don't "
-            f"multiply a mean loss by the number of ranks. As it is, the learning rate is {factor:.3g} "
-            "times the one that was set."
+            "multiply a mean loss by the number of ranks. As it is, the learning rate is "
+            f"{factor:.3g} times the one that was set."
         )
     if is_spread_over_ranks(step, factor):
         return (

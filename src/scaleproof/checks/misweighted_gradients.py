@@ -1,7 +1,7 @@
 """The check ``misweighted-gradients``."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import ClassVar, final
 
@@ -10,20 +10,37 @@ import numpy as np
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
 from scaleproof.checks.gradient_scaling import Weighting, weightings
-from scaleproof.checks.gradient_weights import EQUAL, is_proportional
+from scaleproof.checks.gradient_weights import is_proportional
+from scaleproof.checks.misweighted_by_reference import ByReference, judge_by_reference
 from scaleproof.checks.needs import CANDIDATE_RUN, PROBES, SCRIPT, STEPS, TWO_RANKS
 from scaleproof.checks.probes import unlike_tensors
-from scaleproof.checks.wording import counted, listed, percent
+from scaleproof.checks.relations import series_of
+from scaleproof.checks.replayed import ComparedStep, compared_steps
+from scaleproof.checks.weighting_words import (
+    judge_divided,
+    judge_summed,
+    judge_users,
+    nothing_known,
+    unclipped,
+    undecided,
+    unexplained,
+    weights,
+    where,
+    with_number_of_others,
+)
+from scaleproof.checks.wording import counted, listed
 from scaleproof.evidence.study import Study
 
 
 @final
 class MisweightedMeasurement(msgspec.Struct, frozen=True, kw_only=True):
     """Steps whose gradients the ranks do not share are left out: unsynced-gradients has them.
-    ``unlike``: tensors that not every rank holds, or not with the same size."""
+    ``unlike``: tensors that not every rank holds, or not with the same size. ``compared``: steps
+    that were replayed on one device."""
 
     weightings: tuple[Weighting, ...]
     unlike: tuple[str, ...]
+    compared: tuple[ComparedStep, ...]
 
 
 class _Kind(Enum):
@@ -48,7 +65,8 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
     What it looks for
         Gradients averaged twice (divided by the number of ranks once more); summed where the loss
         is a mean over the rank's own batch; ranks that count unequally; ranks that use different
-        multiples of the same gradient.
+        multiples of the same gradient. With a replay on one device (`scaleproof check`): ranks or
+        microbatches that count in other proportions than their items.
 
     Why it matters
         All ranks agree, so that no comparison of ranks can see it. A factor is a wrong learning
@@ -71,11 +89,18 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
         A factor that changes from step to step is a scaling of the script's own, and passes with a
         word.
 
+        Where steps were replayed on one device, that decides, and not what is written above: the
+        weights of the ranks' backwards in what was used are set beside their weights in the
+        replayed gradient. Fails when their proportions are more than `reference_tolerance` of an
+        even weight apart, beyond what rounding could do, at `min_steps` steps and `min_share` of
+        those compared; passes when they agree. Steps of another kind (see batch-coupled-operation)
+        are judged as without a replay.
+
     What it can't see
-        A factor in the loss itself (`loss / N` under DDP), or a missing division by the accumulated
-        microbatches: the local gradient has it already. That the mean of means is not what was
-        meant when batches are uneven (see uneven-batches). Anything, when the ranks' own gradients
-        are alike.
+        A factor in the loss itself (`loss / N` under DDP: see misscaled-gradients), or a missing
+        division by the accumulated microbatches (see undivided-accumulation): the local gradient
+        has it already. Without a replay: that the mean of means is not what was meant when batches
+        are uneven (see uneven-batches). Anything, when the ranks' own gradients are alike.
 
     How to fix it
         Divide once: DDP and FSDP average over the ranks, so that the loss must be the mean over
@@ -92,7 +117,13 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
     question: ClassVar[Question] = Question.SOUND
     family: ClassVar[Family] = Family.GRADIENTS
     needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, SCRIPT, TWO_RANKS, STEPS, PROBES)
-    consequence_of: ClassVar[tuple[str, ...]] = ("unsynced-gradients", "clipped-before-reduction")
+    consequence_of: ClassVar[tuple[str, ...]] = (
+        "unsynced-gradients",
+        "clipped-before-reduction",
+        "clipped-at-the-wrong-norm",
+        "uneven-batches",
+        "discarded-microbatches",
+    )
 
     tolerance: float = 0.05
     """Of an even weight, or of a factor: 16 bits and compression move them by less than 0.01."""
@@ -102,12 +133,17 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
     """Of what one rank used, as a multiple of what another did: exchanges leave the same bytes."""
     min_steps: int = 2
     """One step may have been special: the first one, or one with a ragged batch."""
+    reference_tolerance: float = 0.01
+    """Of an even weight, beside one device: weights of both have an error of 0.001 at most."""
+    min_share: float = 0.25
+    """Of the steps compared with one device: ragged batches end an epoch, and are no fault."""
 
     def measure(self, study: Study) -> MisweightedMeasurement:
         runs = [run for run in study.runs_of(study.candidate) if len(run.ranks) > 1]
         return MisweightedMeasurement(
             weightings=tuple(w for run in runs for w in weightings(run)),
             unlike=tuple(f"{run.name}: {name}" for run in runs for name in unlike_tensors(run)),
+            compared=tuple(step for run in runs for step in compared_steps(run)),
         )
 
     def judge(self, measurement: MisweightedMeasurement) -> Judgement:
@@ -115,11 +151,19 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
         for weighting in measurement.weightings:
             key = weighting.run, weighting.optimizer, weighting.tensor
             series.setdefault(key, []).append(weighting)
-        judgements = [self._judge_series(steps) for steps in series.values()]
+        references = self._judge_by_reference(measurement.compared)
+        judgements = [reference.judgement for reference in references.values()]
+        for key, steps in series.items():
+            judgement = self._judge_series(steps)
+            reference = references.get(key[:2])
+            if reference is None or not reference.overrules(judgement.outcome):
+                judgements.append(judgement)
         for outcome in (Outcome.FAIL, Outcome.UNDECIDED):
             found = [judgement for judgement in judgements if judgement.outcome is outcome]
             if found:
-                return _with_number_of_others(found)
+                return with_number_of_others(found)
+        if references:
+            return next(iter(references.values())).judgement
         known = [w for w in measurement.weightings if self._kind(w) is not _Kind.UNKNOWN]
         if not measurement.weightings and measurement.unlike:
             return Judgement(
@@ -128,15 +172,27 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
                 f"are no gradients to average: {listed(measurement.unlike)} are not on all ranks.",
             )
         if not known:
-            return _nothing_known(measurement.weightings)
+            return nothing_known(measurement.weightings)
         return self._judge_sound(known)
+
+    def _judge_by_reference(
+        self, compared: Sequence[ComparedStep]
+    ) -> dict[tuple[str, int], ByReference]:
+        """By run and optimizer, where a step of it could be compared with one device."""
+        judged = {
+            (steps[0].run, steps[0].optimizer): judge_by_reference(
+                steps, self.reference_tolerance, self.min_steps, self.min_share
+            )
+            for steps in series_of(compared)
+        }
+        return {key: by for key, by in judged.items() if by is not None}
 
     def _judge_sound(self, known: Sequence[Weighting]) -> Judgement:
         num_ranks = len(known[0].ranks)
         own = [w for w in known if self._kind(w) is _Kind.OTHER_FACTOR]
         notes = ""
         if own:
-            factors = [_unclipped(w) for w in own]
+            factors = [unclipped(w) for w in own]
             notes += (
                 f" All are scaled alike, by {min(factors):.3g} to {max(factors):.3g}, which the "
                 "script does itself."
@@ -159,29 +215,29 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
         for weighting in steps:
             by_kind.setdefault(self._kind(weighting), []).append(weighting)
         if _Kind.USERS_DIFFER in by_kind:
-            return _judge_users(by_kind[_Kind.USERS_DIFFER][0])
+            return judge_users(by_kind[_Kind.USERS_DIFFER][0])
         if _Kind.UNEVEN in by_kind:
             return self._judge_uneven(by_kind[_Kind.UNEVEN])
         if _Kind.SUMMED in by_kind:
-            return _judge_summed(by_kind[_Kind.SUMMED])
+            return judge_summed(by_kind[_Kind.SUMMED])
         if _Kind.AVERAGED_TWICE in by_kind:
             return self._judge_twice(by_kind[_Kind.AVERAGED_TWICE], steps)
         if _Kind.DIVIDED in by_kind:
-            return _judge_divided(by_kind[_Kind.DIVIDED][0])
+            return judge_divided(by_kind[_Kind.DIVIDED][0])
         if _Kind.OTHER_FACTOR in by_kind:
             return self._judge_factor(by_kind[_Kind.OTHER_FACTOR])
-        if all(self._is_unexplained(w) for w in steps):
-            return _unexplained(steps[0])
+        if all(self._isunexplained(w) for w in steps):
+            return unexplained(steps[0])
         if _Kind.CLIPPED_ALONE in by_kind:
             first = by_kind[_Kind.CLIPPED_ALONE][0]
-            return _undecided(
-                f"{_where(first)}: the ranks count {_weights(first)}, as each clipped its own "
+            return undecided(
+                f"{where(first)}: the ranks count {weights(first)}, as each clipped its own "
                 "gradient.",
                 "Clip after the gradients are averaged (see clipped-before-reduction).",
             )
         return Judgement(outcome=Outcome.PASS, sentence="")
 
-    def _is_unexplained(self, w: Weighting) -> bool:
+    def _isunexplained(self, w: Weighting) -> bool:
         is_clipped_by_value = w.clip_factor is None  # legitimate, and no weighted sum either
         return w.residual > self.max_residual and not is_clipped_by_value
 
@@ -202,7 +258,7 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
 
     def _kind_of_factor(self, w: Weighting) -> _Kind:
         num_ranks, divisors = len(w.ranks), {1, w.num_backwards, w.most_backwards} - {0}
-        factor = _unclipped(w)
+        factor = unclipped(w)
         if self._is_near(w.total, 1) or self._is_near(factor, 1):
             return _Kind.SOUND
         if w.clip_factor is None and w.total < 1:
@@ -234,16 +290,16 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
         first = found[0]
         shares = np.array([w.shares for w in found])
         is_constant = bool((shares.max(axis=0) - shares.min(axis=0) <= self.tolerance).all())
-        is_mean = all(self._is_near(_unclipped(w), 1) for w in found)
+        is_mean = all(self._is_near(unclipped(w), 1) for w in found)
         sentence = (
-            f"{_where(first)}: the ranks count {_weights(first)} in the gradient that was used "
+            f"{where(first)}: the ranks count {weights(first)} in the gradient that was used "
             f"(expected {1 / len(first.ranks):.2f} each), which their samples do not explain; "
             f"uneven at {counted(len(found), 'probed step')}."
         )
         remedy = "Average the gradients: every rank divided by the number of ranks, once."
         if not is_mean or (is_constant and len(found) >= self.min_steps):
             return Judgement(outcome=Outcome.FAIL, sentence=sentence, remedy=remedy)
-        return _undecided(
+        return undecided(
             f"{sentence} They add up to 1, and may follow a number that is not recorded (tokens).",
             "If the ranks are weighted on purpose, name this check in the profile's advisory list.",
         )
@@ -252,13 +308,13 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
         first = found[0]
         num_ranks = len(first.ranks)
         sentence = (
-            f"{_where(first)}: the ranks count {_weights(first)} in the gradient that was used, "
+            f"{where(first)}: the ranks count {weights(first)} in the gradient that was used, "
             f"expected {1 / num_ranks:.2f} each: averaged twice over {num_ranks} ranks, at "
             f"{len(found)} of {counted(len(steps), 'probed step')}."
         )
         others = [w for w in steps if self._kind(w) not in (_Kind.AVERAGED_TWICE, _Kind.UNKNOWN)]
         if len(found) < self.min_steps or others:
-            return _undecided(sentence, "Train for more steps, so that more are probed.")
+            return undecided(sentence, "Train for more steps, so that more are probed.")
         return Judgement(
             outcome=Outcome.FAIL,
             sentence=sentence,
@@ -266,119 +322,13 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
         )
 
     def _judge_factor(self, found: Sequence[Weighting]) -> Judgement:
-        factors = [_unclipped(w) for w in found]
+        factors = [unclipped(w) for w in found]
         if max(factors) - min(factors) > self.tolerance * max(factors):
             return Judgement(outcome=Outcome.PASS, sentence="")  # a clipping of its own, say
-        return _undecided(
-            f"{_where(found[0])}: all ranks count alike, and the gradient that was used is "
+        return undecided(
+            f"{where(found[0])}: all ranks count alike, and the gradient that was used is "
             f"{np.mean(factors):.3g} times their mean, at {counted(len(found), 'probed step')}; "
             "neither clipping nor the number of ranks or backwards explains it.",
             "Find what scales the gradients between backward and step. If it is meant, name this "
             "check in the profile's advisory list.",
         )
-
-
-def _with_number_of_others(found: Sequence[Judgement]) -> Judgement:
-    if len(found) == 1:
-        return found[0]
-    others = f" The same kind of finding on {len(found) - 1} more (tensors, optimizers or runs)."
-    return replace(found[0], sentence=found[0].sentence + others)
-
-
-def _judge_users(w: Weighting) -> Judgement:
-    factors = np.array(w.user_factors)
-    is_replica = bool(np.ptp(factors) > EQUAL)
-    if not is_replica:
-        factors = np.array(w.totals) / w.totals[0]
-    words = listed([f"{factor:.3g}" for factor in factors.tolist()], most=8)
-    what = "the same gradient" if is_replica else "their shards of the mean gradient"
-    scales = ""
-    if len(set(w.grad_scales)) > 1:
-        each = listed([f"{scale:g}" for scale in w.grad_scales], most=8)
-        scales = f" Their loss scales differ: {each}."
-    return Judgement(
-        outcome=Outcome.FAIL,
-        sentence=f"{_where(w)}: ranks use different multiples of {what}: {words} of rank "
-        f"{w.ranks[0]}'s.{scales}",
-        remedy="Use the same loss scale on all ranks, and scale or clip gradients by numbers that "
-        "all ranks share.",
-    )
-
-
-def _judge_summed(found: Sequence[Weighting]) -> Judgement:
-    first = found[0]
-    sentence = (
-        f"{_where(first)}: the ranks count {_weights(first)} in the gradient that was used: "
-        f"summed, not averaged, over {len(first.ranks)} ranks, at "
-        f"{counted(len(found), 'probed step')}"
-    )
-    if all(w.is_loss_a_mean for w in found):
-        return Judgement(
-            outcome=Outcome.FAIL,
-            sentence=f"{sentence}, though the loss is a mean over each rank's own batch.",
-            remedy="Divide by the number of ranks after the all-reduce, or reduce with "
-            "ReduceOp.AVG.",
-        )
-    return _undecided(
-        f"{sentence}; sound only if the loss was already divided by the samples of all ranks.",
-        "If it was, name this check in the profile's advisory list; otherwise divide by the "
-        "number of ranks.",
-    )
-
-
-def _judge_divided(first: Weighting) -> Judgement:
-    num_ranks = len(first.ranks)
-    return _undecided(
-        f"{_where(first)}: the gradient that was used is 1/{num_ranks} of the ranks' mean: a "
-        f"division by {num_ranks} backwards, or a second one by {num_ranks} ranks.",
-        "Observe it with another number of accumulation steps than ranks.",
-    )
-
-
-def _nothing_known(found: Sequence[Weighting]) -> Judgement:
-    if not found:
-        return _undecided(
-            "At no probed step did all ranks share their gradients, so there are no weights.",
-            "See unsynced-gradients.",
-        )
-    first = found[0]
-    if not any(w.has_gradients for w in found):
-        return _undecided(
-            f"{first.run}: {first.where} had no gradient at any probed step.",
-            "See frozen-parameters.",
-        )
-    if first.shares is None:
-        return _undecided(
-            f"{_where(first)}: the ranks' own gradients can't be told apart, so their weights "
-            "can't be found.",
-            "Give every rank samples of its own (see overlapping-samples), then observe again.",
-        )
-    return _unexplained(first)
-
-
-def _unexplained(first: Weighting) -> Judgement:
-    return _undecided(
-        f"{_where(first)}: what was used is no weighted sum of the ranks' gradients "
-        f"({percent(first.residual, 0)} of it is left over): something changes it after backward.",
-        "If that is meant (strong compression, noise), name this check in the profile's advisory "
-        "list.",
-    )
-
-
-def _undecided(sentence: str, remedy: str) -> Judgement:
-    return Judgement(outcome=Outcome.UNDECIDED, sentence=sentence, remedy=remedy)
-
-
-def _unclipped(w: Weighting) -> float:
-    """Sum of the weights, without what clipping multiplied it with."""
-    return w.total / w.clip_factor if w.clip_factor else w.total
-
-
-def _where(w: Weighting) -> str:
-    tensor = f", tensor {w.tensor!r}" if w.tensor else ""
-    return f"{w.run}, step {w.step}, {w.where}{tensor}"
-
-
-def _weights(w: Weighting) -> str:
-    assert w.shares is not None  # only asked for where they are known
-    return listed([f"{share * w.total:.3g}" for share in w.shares], most=8)

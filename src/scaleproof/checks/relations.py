@@ -9,7 +9,8 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from scaleproof.checks.replayed import FITS, NOISES, ComparedStep, Fit, TensorFacts
+from scaleproof.checks.reference_numbers import FITS, NOISES, Fit, TensorFacts
+from scaleproof.checks.replayed import ComparedStep
 from scaleproof.checks.wording import counted, listed
 
 AGREES = 1e-4
@@ -188,9 +189,7 @@ def are_apart(effective: Fit, reference: Fit, tolerance: float) -> bool:
     return bool(gaps.max(initial=0.0) > max(tolerance, _SURE * error, _SURE * left_over))
 
 
-def _of_factor(
-    step: ComparedStep, factor: float, left_over: float, tolerance: float
-) -> Relation:
+def _of_factor(step: ComparedStep, factor: float, left_over: float, tolerance: float) -> Relation:
     if abs(factor - 1) > max(tolerance, _SURE * left_over):
         return Relation.SCALED
     return _of_single_tensors(step, tolerance) or Relation.SAME

@@ -2,65 +2,38 @@
 of every step that was replayed, without opinion (``relations.py`` has that)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from scaleproof.checks.closer_looks import CloserLook, closer_looks, unclipped_gradient
+from scaleproof.checks.closer_looks import (
+    CloserLook,
+    UnclippedGradient,
+    closer_looks,
+    unclipped_gradient,
+)
 from scaleproof.checks.gradient_weights import has_weight
 from scaleproof.checks.probes import owned_tensors
+from scaleproof.checks.reference_numbers import (
+    FITS,
+    NOTHING,
+    Fit,
+    Gradients,
+    TensorFacts,
+    fit_of,
+    numbers_of,
+)
 from scaleproof.evidence.close_ups import ReplayName
 from scaleproof.evidence.replays import Replay, replays_of
 from scaleproof.evidence.study import Run
-from scaleproof.stats.effective_weights import effective_weights
-
-FITS = 0.02
-"""Residual up to which a gradient is a weighted sum of the ranks' own ones: 16 bits leave 0.01."""
-
-NOISES = 10.0
-"""Times the rounding noise of a gradient: more is no rounding."""
 
 _MAX_SOURCES = 32
 """Backwards of all ranks; more are added up by rank."""
 
 _SUMMED = 1e-3
 """Distance from a multiple of the replayed gradient that is that multiple."""
-
-_TENSOR_FLOOR = 1e-3
-"""Of the mean size of a tensor's gradient: a difference below is too small to matter."""
-_TENSOR_NOISES = 20.0
-_TENSOR_OFF = 0.05
-"""Of a tensor's own gradient: 16 bits move small tensors by up to 0.01."""
-
-
-@final
-class Fit(msgspec.Struct, frozen=True, kw_only=True):
-    """A gradient as a weighted sum of the sources. ``weights``: None where they are not determined.
-    ``error``: the largest standard error of a weight, over the mean weight. ``residual``: share of
-    the gradient that no weights explain."""
-
-    weights: tuple[float, ...] | None
-    error: float
-    residual: float
-
-    @property
-    def total(self) -> float:
-        return sum(self.weights) if self.weights is not None else float("nan")
-
-
-@final
-class TensorFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """One tensor that is off by itself: as a multiple (``ratio``) of the reference, with the
-    ``rest`` of the used gradient that no multiple explains. ``reference``: of its own fit."""
-
-    name: str
-    ratio: float
-    rest: float
-    reference: Fit
-    effective: Fit
 
 
 @final
@@ -113,7 +86,9 @@ def compared_steps(run: Run) -> Iterator[ComparedStep]:
     replays = replays_of(run)
     if "union" not in replays:
         return
-    looks = {name: _looks_of(replay) for name, replay in replays.items()}
+    looks: dict[ReplayName, dict[tuple[int, int], CloserLook]] = {
+        name: _looks_of(replay) for name, replay in replays.items()
+    }
     numels = {
         (optimizer, name): tensor.numel
         for optimizer in {optimizer for optimizer, _ in looks["union"]}
@@ -122,7 +97,9 @@ def compared_steps(run: Run) -> Iterator[ComparedStep]:
     }
     for look in closer_looks(run):
         key = look.probe.optimizer, look.probe.step
-        replayed = {name: of_replay[key] for name, of_replay in looks.items() if key in of_replay}
+        replayed: dict[ReplayName, CloserLook] = {
+            name: of_replay[key] for name, of_replay in looks.items() if key in of_replay
+        }
         if "union" in replayed:
             own = owned_tensors(run.ranks[0], look.probe.optimizer)
             alike = {
@@ -138,24 +115,13 @@ def _looks_of(replay: Replay) -> dict[tuple[int, int], CloserLook]:
     return {(look.probe.optimizer, look.probe.step): look for look in closer_looks(replay.run)}
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class _Gradients:
-    """Of the tensors that are compared, shape ``(num_tensors, NUM_COORDINATES)``; of ``sources``
-    with a first dim of them. NaN where any of the three is not known."""
-
-    names: tuple[str, ...]
-    used: NDArray[np.float64]
-    reference: NDArray[np.float64]
-    reordered: NDArray[np.float64] | None
-    sources: NDArray[np.float64]
-
-
 def _compare(
     look: CloserLook, replayed: Mapping[ReplayName, CloserLook], alike: set[str]
 ) -> ComparedStep:
     used = unclipped_gradient(look)
-    references = {name: unclipped_gradient(one) for name, one in replayed.items()}
+    references: dict[ReplayName, UnclippedGradient] = {
+        name: unclipped_gradient(one) for name, one in replayed.items()
+    }
     why_not = used.why_not or next((r.why_not for r in references.values() if r.why_not), "")
     union = replayed["union"]
     names = tuple(
@@ -167,9 +133,8 @@ def _compare(
         why_not = "no tensor with a gradient has the same name and size on one device"
     if why_not:
         return _facts(look, replayed, why_not=why_not)
-    gradients = {
-        name: _of(replayed[name], reference.values, names)
-        for name, reference in references.items()
+    gradients: dict[ReplayName, NDArray[np.float64]] = {
+        name: _of(replayed[name], reference.values, names) for name, reference in references.items()
     }
     sources, source_names = _sources(look, names)
     used_values = _of(look, used.values, names)
@@ -180,7 +145,7 @@ def _compare(
         known &= np.isfinite(reordered)
     if not known.any() or not np.linalg.norm(gradients[name][known]) > 0:
         return _facts(look, replayed, why_not="no gradient is known on both sides")
-    compared = _Gradients(
+    compared = Gradients(
         names=names,
         used=np.where(known, used_values, np.nan),
         reference=np.where(known, gradients[name], np.nan),
@@ -258,7 +223,7 @@ def _choose_reference(
     does_union_agree = bool(
         np.linalg.norm((used - union)[known]) <= _SUMMED * np.linalg.norm(union[known])
     )
-    is_other = _fit(sources, whole).residual > FITS
+    is_other = fit_of(sources, whole).residual > FITS
     return "union" if does_union_agree and is_other else "whole-step"
 
 
@@ -268,7 +233,7 @@ def _facts(
     *,
     why_not: str = "",
     reference: ReplayName = "union",
-    gradients: _Gradients | None = None,
+    gradients: Gradients | None = None,
     union: NDArray[np.float64] | None = None,
     sources: tuple[tuple[int, int], ...] = (),
 ) -> ComparedStep:
@@ -277,7 +242,7 @@ def _facts(
     is_counted = bool((num_samples >= 0).all() and num_samples.sum() > 0)
     arrivals = [arrival for record in look.records for arrival in record.arrivals]
     reductions = {record.loss_reduction for record in probe.records}
-    numbers = _NOTHING if gradients is None else _numbers(gradients, union)
+    numbers = NOTHING if gradients is None else numbers_of(gradients, union)
     return ComparedStep(
         run=probe.run,
         optimizer=probe.optimizer,
@@ -318,89 +283,3 @@ def _is_plain_sum(look: CloserLook) -> bool:
         )
         for record in look.records
     )
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class _Numbers:
-    error: float
-    noise: float | None
-    cosine: float
-    ratio: float
-    rest: float
-    effective: Fit
-    in_reference: Fit
-    off: tuple[TensorFacts, ...]
-
-
-_NAN = float("nan")
-_NO_FIT = Fit(weights=None, error=_NAN, residual=_NAN)
-_NOTHING = _Numbers(
-    error=_NAN, noise=None, cosine=_NAN, ratio=_NAN, rest=_NAN,
-    effective=_NO_FIT, in_reference=_NO_FIT, off=(),
-)  # fmt: skip
-
-
-def _numbers(g: _Gradients, union: NDArray[np.float64] | None) -> _Numbers:
-    known = np.isfinite(g.used)
-    used, reference = g.used[known], g.reference[known]
-    ratio, rest = _multiple(used, reference)
-    size, used_size = float(np.linalg.norm(reference)), float(np.linalg.norm(used))
-    noises = None
-    if g.reordered is not None and union is not None:
-        noises = np.where(known, g.reordered - union, 0.0)
-    return _Numbers(
-        error=float(np.linalg.norm(used - reference)) / size,
-        noise=None if noises is None else float(np.linalg.norm(noises)) / size,
-        cosine=float(used @ reference) / (size * used_size) if used_size > 0 else 0.0,
-        ratio=ratio,
-        rest=rest,
-        effective=_fit(g.sources, g.used),
-        in_reference=_fit(g.sources, g.reference),
-        off=tuple(_tensors_off(g, noises, size)),
-    )
-
-
-def _multiple(
-    used: NDArray[np.float64], reference: NDArray[np.float64]
-) -> tuple[float, float]:
-    ratio = float(used @ reference) / float(reference @ reference)
-    size = float(np.linalg.norm(used))
-    rest = float(np.linalg.norm(used - ratio * reference))
-    return ratio, rest / size if size > 0 else 0.0
-
-
-def _fit(sources: NDArray[np.float64], target: NDArray[np.float64]) -> Fit:
-    if not len(sources):
-        return _NO_FIT
-    fit = effective_weights(sources.reshape(len(sources), -1), target.reshape(-1))
-    if not fit.is_determined:
-        return Fit(weights=None, error=_NAN, residual=fit.residual)
-    mean = abs(float(fit.weights.mean()))
-    error = float(fit.errors.max()) / mean if mean > 0 else _NAN
-    weights = tuple(float(weight) for weight in fit.weights)
-    return Fit(weights=weights, error=error, residual=fit.residual)
-
-
-def _tensors_off(
-    g: _Gradients, noises: NDArray[np.float64] | None, size: float
-) -> Iterator[TensorFacts]:
-    """None where rounding noise is not known: what is off in one tensor alone is small."""
-    if noises is None:
-        return
-    floor = _TENSOR_FLOOR * size / len(g.names) ** 0.5
-    for row, name in enumerate(g.names):
-        known = np.isfinite(g.used[row])
-        used, reference = g.used[row][known], g.reference[row][known]
-        gap, own_size = float(np.linalg.norm(used - reference)), float(np.linalg.norm(reference))
-        least = max(floor, _TENSOR_NOISES * float(np.linalg.norm(noises[row])))
-        if not own_size > 0 or gap <= max(least, _TENSOR_OFF * own_size):
-            continue
-        ratio, rest = _multiple(used, reference)
-        yield TensorFacts(
-            name=name,
-            ratio=ratio,
-            rest=rest,
-            reference=_fit(g.sources[:, row], g.reference[row]),
-            effective=_fit(g.sources[:, row], g.used[row]),
-        )

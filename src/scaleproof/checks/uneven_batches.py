@@ -12,6 +12,8 @@ from scaleproof.checks.gradient_weights import fit_weights
 from scaleproof.checks.needs import CANDIDATE_RUN, SCRIPT, STEPS, TRAINING_LOADER, TWO_RANKS
 from scaleproof.checks.passes import loader_words
 from scaleproof.checks.probes import step_probes
+from scaleproof.checks.relations import TOLD, Relation, relation_of
+from scaleproof.checks.replayed import compared_steps
 from scaleproof.checks.wording import counted, listed, short_percent
 from scaleproof.evidence.observations import LoaderRecord, PassRecord, ProbeRecord
 from scaleproof.evidence.rank import Rank
@@ -34,7 +36,9 @@ class UnevenRun(msgspec.Struct, frozen=True, kw_only=True):
     after another had stopped.
 
     ``loss``: how the loss was reduced, as far as probes tell. ``weighting``: what gradients were
-    weighted by at probed uneven steps - ``unknown`` when none was probed.
+    weighted by at probed uneven steps - ``unknown`` when none was probed. ``reference``: whether
+    the ranks counted as on one device at uneven steps that were replayed there; ``unknown`` when
+    none was.
     """
 
     run: str
@@ -49,6 +53,7 @@ class UnevenRun(msgspec.Struct, frozen=True, kw_only=True):
     worst_sizes: tuple[int, ...]
     loss: Literal["mean", "sum", "unknown"]
     weighting: Literal["equal", "by-samples", "other", "unknown"]
+    reference: Literal["agrees", "differs", "unknown"]
 
 
 @final
@@ -80,7 +85,8 @@ class UnevenBatches(AbstractCheck[UnevenBatchesMeasurement]):
         early-stop-differs. Sound are: losses that are summed, not
         averaged, so that every sample counts alike; gradients that were weighted by the numbers of
         samples, as probes of such steps show. When something was multiplied or divided after the
-        loss was reduced, that may make up for it: undecided.
+        loss was reduced, that may make up for it: undecided. Where such steps were replayed on one
+        device (`scaleproof check`), its gradient decides.
 
     What it can't see
         Samples that weigh differently within a batch (tokens, masks): see misweighted-gradients.
@@ -116,7 +122,8 @@ class UnevenBatches(AbstractCheck[UnevenBatchesMeasurement]):
             worst = max(certain, key=lambda run: run.mean_error)
             return Judgement(
                 outcome=Outcome.FAIL,
-                sentence=f"{_sentence(worst)}, and the ranks' gradients count alike.",
+                sentence=f"{_sentence(worst)}, and the ranks' gradients count "
+                + ("otherwise than on one device." if worst.weighting == "other" else "alike."),
                 remedy="Give every rank as many samples in every step, or divide the summed loss "
                 "by the samples of all ranks and multiply it by the number of ranks.",
             )
@@ -151,6 +158,8 @@ class UnevenBatches(AbstractCheck[UnevenBatchesMeasurement]):
             )
         if uneven:
             how = "summed losses" if worst.loss == "sum" else "weights by the number of samples"
+            if worst.reference == "agrees" and worst.weighting != "by-samples":
+                how = "losses divided by the samples of all ranks (one device agrees)"
             sentence = f"{_sentence(worst)}; {how} make up for it."
         else:
             sentence = f"{_sentence(worst)}: no more than max_share."
@@ -158,10 +167,14 @@ class UnevenBatches(AbstractCheck[UnevenBatchesMeasurement]):
 
 
 def _is_made_up_for(run: UnevenRun) -> bool:
+    if run.reference != "unknown":
+        return run.reference == "agrees"
     return run.weighting == "by-samples" or (run.loss == "sum" and run.weighting != "other")
 
 
 def _is_misweighted(run: UnevenRun) -> bool:
+    if run.reference != "unknown":
+        return run.reference == "differs"
     return run.loss == "mean" and run.weighting in ("equal", "unknown")
 
 
@@ -210,6 +223,7 @@ def _measure(run: Run) -> UnevenRun:
         worst_sizes=tuple(int(size) for size in sizes[:, worst]) if len(errors) else (),
         loss=_loss(run),
         weighting=_weighting(run, sizes, errors),
+        reference=_reference(run, errors),
     )
 
 
@@ -274,6 +288,15 @@ def _weighting(
     if _is_near(shares, samples, _SAME_WEIGHT):
         return "by-samples"
     return "equal" if _is_near(shares, alike, _SAME_WEIGHT) else "other"
+
+
+def _reference(run: Run, errors: NDArray[np.float64]) -> Literal["agrees", "differs", "unknown"]:
+    """How the ranks counted at uneven steps, beside one device with the same items."""
+    uneven = [step for step in compared_steps(run) if _is_uneven(errors, step.step)]
+    relations = {relation_of(step, _SAME_WEIGHT) for step in uneven}
+    if Relation.MISWEIGHTED in relations:
+        return "differs"
+    return "agrees" if relations & TOLD else "unknown"
 
 
 def _is_uneven(errors: NDArray[np.float64], step: int) -> bool:

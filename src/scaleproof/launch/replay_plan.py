@@ -9,7 +9,6 @@ from scaleproof.observe.replay.material import Material
 from scaleproof.observe.replay.plan import BatchKey, PlannedStep, ReplayPlan
 
 
-
 @final
 class UnreplayableError(Exception):
     """Why a run can't be replayed, in words for the user."""

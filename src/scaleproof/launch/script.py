@@ -51,10 +51,8 @@ class ScriptRun:
         self.paths = paths
         paths.processes.mkdir(parents=True, exist_ok=True)
         try:
-            self._child = subprocess.Popen(
-                list(argv), env={**observed_environment(paths, every, pin, check), **(variables or {})},
-                cwd=cwd,
-            )
+            environment = observed_environment(paths, every, pin, check) | dict(variables or {})
+            self._child = subprocess.Popen(list(argv), env=environment, cwd=cwd)
         except OSError as error:
             raise UsageError(_why_not_started(argv, cwd, error)) from error
 

@@ -1,7 +1,7 @@
-"""Progress of a comparison of scripts: which run of which, and where its ranks are."""
+"""Progress of comparing and checking scripts: which run, and where its ranks are."""
 
 from collections.abc import Iterable
-from typing import final
+from typing import Self, final
 
 from rich.console import Console
 from rich.progress import (
@@ -19,13 +19,13 @@ from scaleproof.errors import EvidenceError
 from scaleproof.evidence.paths import RunPaths
 from scaleproof.evidence.pulse import PulseReading, read_pulse
 from scaleproof.evidence.study import Run
+from scaleproof.launch.check_command import CheckWatcher
 from scaleproof.launch.progress import REFRESHES_PER_SECOND
 from scaleproof.launch.script_arms import ScriptWatcher
 
 
-@final
-class ScriptProgress(ScriptWatcher):
-    """Use as a context manager around ``conduct_scripts``."""
+class _Progress:
+    """A line that says where the ranks of a run are, and lines above it that stay."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -39,19 +39,30 @@ class ScriptProgress(ScriptWatcher):
             transient=True,
         )
 
-    def __enter__(self) -> "ScriptProgress":
+    def __enter__(self) -> Self:
         self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    @override
-    def run_begins(self, paths: RunPaths, number: int, num_runs: int) -> None:
+    def _show(self, paths: RunPaths, line: str) -> None:
         for task in self._bars.task_ids:
             self._bars.remove_task(task)
-        self._print(f"Run {number} of {num_runs}: {paths.root.name}")
+        self._print(line)
         self._bars.add_task(paths.root.name, total=None, paths=paths)
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False)
+
+
+@final
+class ScriptProgress(_Progress, ScriptWatcher):
+    """Use as a context manager around ``conduct_scripts``."""
+
+    @override
+    def run_begins(self, paths: RunPaths, number: int, num_runs: int) -> None:
+        self._show(paths, f"Run {number} of {num_runs}: {paths.root.name}")
 
     @override
     def run_ended(self, run: Run, exit_code: int, elapsed_s: float) -> None:
@@ -63,8 +74,18 @@ class ScriptProgress(ScriptWatcher):
             + (f"; exit code {exit_code}, after training" if exit_code else "")
         )
 
-    def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False)
+
+@final
+class CheckProgress(_Progress, CheckWatcher):
+    """Use as a context manager around ``conduct_check``."""
+
+    @override
+    def begins(self, paths: RunPaths, words: str) -> None:
+        self._show(paths, words)
+
+    @override
+    def ended(self, words: str) -> None:
+        self._print(f"  {words}")
 
 
 @final

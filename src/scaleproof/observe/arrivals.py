@@ -5,6 +5,7 @@ there in backward is the factor between the loss function and the number that ba
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, cast, final
 
 import torch
@@ -103,7 +104,7 @@ class Arrivals:
 
 def patch_losses(arrivals: Arrivals) -> None:
     for name in LOSS_FUNCTIONS:
-        current.replace(functional, name, lambda original, name=name: arrivals.around(name, original))
+        current.replace(functional, name, partial(arrivals.around, name))
 
 
 def _reduction(loss: Tensor, kwargs: Any) -> Reduction:

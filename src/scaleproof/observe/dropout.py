@@ -40,8 +40,9 @@ def _without_drawing(default: float | None) -> Callable[[Any], Any]:
         def dropout(*args: Any, **kwargs: Any) -> Any:
             values = args[0] if args else kwargs["input"]
             p = kwargs.get("p", args[1] if len(args) > 1 else default)
-            training = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
-            if training and p:
+            third = args[2] if len(args) > 2 else True
+            is_on = kwargs.get("training", kwargs.get("train", third))
+            if is_on and p:
                 _remember()
                 return values
             return original(*args, **kwargs)

@@ -62,6 +62,11 @@ def called_by_script() -> bool:
     )
 
 
+def called_by_torch() -> bool:
+    """Whether the caller of our caller is torch itself."""
+    return sys._getframe(2).f_code.co_filename.startswith(_FOLDERS[0])
+
+
 def replace(owner: Any, name: str, around: Callable[[Any], Any]) -> None:
     """Put ``around(original)`` where ``owner`` has ``name``; nothing where it has not."""
     original = getattr(owner, name, None)

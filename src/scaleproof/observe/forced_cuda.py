@@ -4,41 +4,42 @@ Where it matters what the answer is, the script is told of GPUs, so that it take
 it would take on one; torch and libraries are told that there is none.
 """
 
-import contextlib
 import resource
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from types import SimpleNamespace
-from typing import Any, Self, final
+from typing import Any, final
 
 import psutil
 import torch
 import torch.cuda.nvtx
 import torch.cuda.profiler
+import torch.nn.attention
 import torch.nn.parallel.comm
-from torch.optim import Optimizer
+from torch.nn.attention import SDPBackend
 
 from scaleproof.observe.forced import REAL_DEVICE, asked, called_by_script, replace
+from scaleproof.observe.forced_randomness import DeviceRandomness
+from scaleproof.observe.forced_streams import Event, Graph, Stream, StreamContext
 
 _CAPABILITY = (8, 0)
 """The least that has bfloat16, which is what scripts ask it for."""
 
 
 def force_cuda(num_devices: int) -> None:
-    devices, randomness = _Devices(num_devices), _Randomness(num_devices)
+    devices, randomness = _Devices(num_devices), DeviceRandomness(num_devices)
     _force_questions(devices)
     _force_accelerator(devices)
     for name, fake in {**_fakes(devices), **_memory(), **randomness.fakes()}.items():
         _put(torch.cuda, name, fake)
     for name, fake in (("Stream", Stream), ("Event", Event), ("ExternalStream", Stream)):
         setattr(torch.cuda, name, fake)
-    for name, fake in (("device", devices.chosen), ("device_of", devices.chosen), ("stream", _in_stream)):
-        setattr(torch.cuda, name, fake)
-    torch.cuda.StreamContext = _in_stream
+    torch.cuda.device = torch.cuda.device_of = devices.context()
+    torch.cuda.StreamContext = torch.cuda.stream = StreamContext
+    torch.cuda.manual_seed = torch.cuda.manual_seed_all = randomness.manual_seed
     for name in ("CUDAGraph", "graph"):
-        setattr(torch.cuda, name, _refuse_graphs)
+        setattr(torch.cuda, name, Graph)
     for owner, names in (
         (torch.cuda.nvtx, ("range_push", "range_pop", "range_start", "range_end", "mark")),
         (torch.cuda.profiler, ("start", "stop")),
@@ -46,15 +47,8 @@ def force_cuda(num_devices: int) -> None:
         for name in names:
             setattr(owner, name, _nothing)
     _force_comm()
-
-    def making(original: Any) -> Any:
-        def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:
-            original(self, *args, **kwargs)
-            randomness.training_begins()
-
-        return __init__
-
-    replace(Optimizer, "__init__", making)
+    _force_attention()
+    randomness.listen()
 
 
 @final
@@ -70,114 +64,23 @@ class _Devices:
         if index is not None and index >= 0:
             self.current = index
 
-    @contextlib.contextmanager
-    def chosen(self, device: Any) -> Iterator[None]:
-        before = self.current
-        if device is not None and not isinstance(device, torch.Tensor):
-            self.choose(device)
-        try:
-            yield
-        finally:
-            self.current = before
+    def context(self) -> type:
+        """``torch.cuda.device``: torch asks whether objects are of this type."""
+        devices = self
 
+        class device:
+            def __init__(self, device: Any) -> None:
+                self._device = device
 
-@final
-class Stream:
-    """Everything is done in order, at once."""
+            def __enter__(self) -> None:
+                self._before = devices.current
+                if self._device is not None and not isinstance(self._device, torch.Tensor):
+                    devices.choose(self._device)
 
-    cuda_stream = 0
-    stream_id = 0
+            def __exit__(self, *_: object) -> None:
+                devices.current = self._before
 
-    def __init__(self, device: Any = None, priority: int = 0, **_: Any) -> None:
-        self.device, self.priority = REAL_DEVICE("cuda", 0), priority
-
-    def synchronize(self) -> None: ...
-
-    def wait_stream(self, stream: Any) -> None: ...
-
-    def wait_event(self, event: Any) -> None: ...
-
-    def record_event(self, event: "Event | None" = None) -> "Event":
-        event = event or Event()
-        event.record()
-        return event
-
-    def query(self) -> bool:
-        return True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-@final
-class Event:
-    """A moment of the host's clock."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        self._at_s: float | None = None
-
-    def record(self, stream: Any = None) -> None:
-        self._at_s = time.perf_counter()
-
-    def synchronize(self) -> None: ...
-
-    def wait(self, stream: Any = None) -> None: ...
-
-    def query(self) -> bool:
-        return True
-
-    def elapsed_time(self, end_event: "Event") -> float:
-        """Milliseconds from this event to ``end_event``."""
-        if self._at_s is None or end_event._at_s is None:
-            raise RuntimeError("Both events must be recorded before calculating elapsed time.")
-        return (end_event._at_s - self._at_s) * 1000
-
-
-@final
-class _Randomness:
-    """The generators of the devices. On the CPU, what the device would have drawn comes from the
-    CPU's generator, so a seed of its own for the device must reach that one: ranks that differ in
-    it alone would draw the same dropout masks. It does so when training begins, for initial
-    weights come from the CPU's generator on a GPU too.
-    """
-
-    def __init__(self, num_devices: int) -> None:
-        self._generators = [torch.Generator() for _ in range(num_devices)]
-        self._pending: int | None = None
-        self._is_training = False
-
-    def fakes(self) -> dict[str, Callable[..., Any]]:
-        return {
-            "manual_seed": self.seed_with,
-            "manual_seed_all": self.seed_with,
-            "seed": self.seed,
-            "seed_all": self.seed,
-            "initial_seed": lambda: self._generators[0].initial_seed(),
-            "get_rng_state": lambda *_: self._generators[0].get_state(),
-            "get_rng_state_all": lambda: [each.get_state() for each in self._generators],
-            "set_rng_state": lambda state, *_: self._generators[0].set_state(state),
-            "set_rng_state_all": lambda states: self._generators[0].set_state(states[0]),
-        }
-
-    def seed(self) -> None:
-        self.seed_with(self._generators[0].seed())
-
-    def seed_with(self, seed: int) -> None:
-        for generator in self._generators:
-            generator.manual_seed(int(seed))
-        # torch.manual_seed comes by as well, after the CPU's generator has the same seed.
-        self._pending = int(seed) if int(seed) != torch.initial_seed() else None
-        if self._is_training:
-            self.training_begins()
-
-    def training_begins(self) -> None:
-        self._is_training = True
-        if self._pending is not None:
-            asked("a seed of its own for the device")
-            torch.default_generator.manual_seed(self._pending)
-            self._pending = None
+        return device
 
 
 def _put(owner: Any, name: str, fake: Callable[..., Any]) -> None:
@@ -219,7 +122,7 @@ def _force_questions(devices: _Devices) -> None:
     _for_script(torch.cuda, "is_initialized", lambda: True, lambda: False)
     _for_script(torch.cuda, "is_bf16_supported", lambda *_, **__: True, lambda: False)
     _for_script(torch.cuda, "is_tf32_supported", lambda: True, lambda: False)
-    _for_script(torch.cuda, "get_arch_list", lambda: ["sm_80"], lambda: [])
+    _for_script(torch.cuda, "get_arch_list", lambda: ["sm_80"], list)
     _for_script(torch.backends.cuda, "is_built", lambda: True, lambda: False)
 
 
@@ -245,11 +148,23 @@ def _fakes(devices: _Devices) -> dict[str, Callable[..., Any]]:
     def set_device(device: Any) -> None:
         devices.choose(device)
 
-    idle = (
-        "init synchronize set_stream ipc_collect set_sync_debug_mode "
-        "set_per_process_memory_fraction caching_allocator_enable"
-    ).split()
-    zero = "utilization temperature power_draw clock_rate memory_usage get_sync_debug_mode".split()
+    idle = [
+        "init",
+        "synchronize",
+        "set_stream",
+        "ipc_collect",
+        "set_sync_debug_mode",
+        "set_per_process_memory_fraction",
+        "caching_allocator_enable",
+    ]
+    zero = [
+        "utilization",
+        "temperature",
+        "power_draw",
+        "clock_rate",
+        "memory_usage",
+        "get_sync_debug_mode",
+    ]
     return {
         **dict.fromkeys(idle, _nothing),
         **dict.fromkeys(zero, lambda *_, **__: 0),
@@ -277,15 +192,23 @@ class _Runtime:
 
 def _memory() -> dict[str, Callable[..., Any]]:
     """Figures of this process's memory on the host: a script that divides by them can."""
-    current, peak = ("memory_allocated", "memory_reserved", "memory_cached"), (
-        "max_memory_allocated",
-        "max_memory_reserved",
-        "max_memory_cached",
+    current, peak = (
+        ("memory_allocated", "memory_reserved", "memory_cached"),
+        (
+            "max_memory_allocated",
+            "max_memory_reserved",
+            "max_memory_cached",
+        ),
     )
-    idle = (
-        "empty_cache reset_peak_memory_stats reset_max_memory_allocated reset_max_memory_cached "
-        "reset_accumulated_memory_stats reset_peak_host_memory_stats empty_host_cache"
-    ).split()
+    idle = [
+        "empty_cache",
+        "reset_peak_memory_stats",
+        "reset_max_memory_allocated",
+        "reset_max_memory_cached",
+        "reset_accumulated_memory_stats",
+        "reset_peak_host_memory_stats",
+        "empty_host_cache",
+    ]
     return {
         **dict.fromkeys(current, lambda *_, **__: psutil.Process().memory_info().rss),
         **dict.fromkeys(peak, lambda *_, **__: _peak_bytes()),
@@ -332,7 +255,7 @@ def _force_comm() -> None:
     def broadcast_coalesced(tensors: Any, devices: Any, *_: Any) -> list[list[Any]]:
         return [[tensor.clone() for tensor in tensors] for _ in devices]
 
-    def reduce_add(inputs: Any, destination: Any = None) -> Any:
+    def reduce_add(inputs: Any, *_: Any) -> Any:
         return torch.stack(tuple(inputs)).sum(0)
 
     def scatter(
@@ -342,25 +265,25 @@ def _force_comm() -> None:
             return torch.split(tensor, list(chunk_sizes), dim)
         return torch.chunk(tensor, len(devices), dim)
 
-    def gather(tensors: Any, dim: int = 0, destination: Any = None, *, out: Any = None) -> Any:
+    def gather(tensors: Any, dim: int = 0, *_: Any, out: Any = None, **__: Any) -> Any:
         return torch.cat(tuple(tensors), dim, out=out)
 
     for fake in (broadcast, broadcast_coalesced, reduce_add, scatter, gather):
         _put(comm, fake.__name__, fake)
 
 
-@contextlib.contextmanager
-def _in_stream(stream: Any) -> Iterator[None]:
-    yield
+def _force_attention() -> None:
+    """Kernels of attention that only GPUs have: plain mathematics is allowed besides."""
+
+    def around(original: Any) -> Any:
+        def sdpa_kernel(backends: Any, set_priority: bool = False) -> Any:
+            wanted = [backends] if isinstance(backends, SDPBackend) else list(backends)
+            return original([*dict.fromkeys((*wanted, SDPBackend.MATH))], set_priority)
+
+        return sdpa_kernel
+
+    replace(torch.nn.attention, "sdpa_kernel", around)
 
 
 def _nothing(*_: Any, **__: Any) -> None:
     """What the CPU does not have, or need."""
-
-
-def _refuse_graphs(*_: Any, **__: Any) -> Any:
-    raise RuntimeError(
-        "CUDA graphs were asked for, and --force-cpu can't replay what a graph captured. Switch "
-        "them off for the check (an option of the script, or torch.cuda.make_graphed_callables, "
-        "which is mapped), or check on a machine with a GPU."
-    )

@@ -17,16 +17,61 @@ from torch.utils.data import DataLoader
 
 from scaleproof.observe.forced import REAL_DEVICE, asked, called_by_script, is_cuda, on_cpu, replace
 
-_MAKERS = (
-    "arange as_tensor asarray bartlett_window blackman_window empty empty_like empty_permuted "
-    "empty_quantized empty_strided eye from_file full full_like hamming_window hann_window "
-    "kaiser_window linspace logspace normal ones ones_like rand rand_like randint randint_like "
-    "randn randn_like randperm range scalar_tensor sparse_bsc_tensor sparse_bsr_tensor "
-    "sparse_compressed_tensor sparse_coo_tensor sparse_csc_tensor sparse_csr_tensor tensor "
-    "tril_indices triu_indices zeros zeros_like"
-).split()
-_TENSOR_MAKERS = "new new_empty new_empty_strided new_full new_ones new_tensor new_zeros".split()
-_TYPES = "Float Double Half BFloat16 Byte Char Short Int Long Bool".split()
+_MAKERS = [
+    "arange",
+    "as_tensor",
+    "asarray",
+    "bartlett_window",
+    "blackman_window",
+    "empty",
+    "empty_like",
+    "empty_permuted",
+    "empty_quantized",
+    "empty_strided",
+    "eye",
+    "from_file",
+    "full",
+    "full_like",
+    "hamming_window",
+    "hann_window",
+    "kaiser_window",
+    "linspace",
+    "logspace",
+    "normal",
+    "ones",
+    "ones_like",
+    "rand",
+    "rand_like",
+    "randint",
+    "randint_like",
+    "randn",
+    "randn_like",
+    "randperm",
+    "range",
+    "scalar_tensor",
+    "sparse_bsc_tensor",
+    "sparse_bsr_tensor",
+    "sparse_compressed_tensor",
+    "sparse_coo_tensor",
+    "sparse_csc_tensor",
+    "sparse_csr_tensor",
+    "tensor",
+    "tril_indices",
+    "triu_indices",
+    "zeros",
+    "zeros_like",
+]
+_TENSOR_MAKERS = [
+    "new",
+    "new_empty",
+    "new_empty_strided",
+    "new_full",
+    "new_ones",
+    "new_tensor",
+    "new_zeros",
+]
+_TYPES = ["Float", "Double", "Half", "BFloat16", "Byte", "Char", "Short", "Int", "Long", "Bool"]
+_MADE = "device='cuda'"
 _BEFORE_CUDA = 15
 """Priority among torch's restorers of storages: the CPU's is 10, that of CUDA 20."""
 
@@ -36,11 +81,11 @@ def force_tensors() -> None:
     _force_device_type()
     _force_generators()
     for name in _MAKERS:
-        _force_maker(torch, name, f"torch.{name}(device='cuda')")
+        _force_maker(torch, name)
     for name in ("fftfreq", "rfftfreq"):
-        _force_maker(torch.fft, name, f"torch.fft.{name}(device='cuda')")
+        _force_maker(torch.fft, name)
     for name in _TENSOR_MAKERS:
-        _force_maker(torch.Tensor, name, f".{name}(device='cuda')")
+        _force_maker(torch.Tensor, name)
     _force_moves()
     _force_types()
     _force_default_device()
@@ -71,7 +116,12 @@ class _Named(type):
 
 
 def _named(real: type, make: Any) -> Any:
-    names = {"real": real, "make": staticmethod(make), "__module__": "torch", "__doc__": real.__doc__}
+    names = {
+        "real": real,
+        "make": staticmethod(make),
+        "__module__": "torch",
+        "__doc__": real.__doc__,
+    }
     return _Named(real.__name__, (), names)
 
 
@@ -93,13 +143,13 @@ def _force_generators() -> None:
     torch.Generator = _named(real, make)
 
 
-def _force_maker(owner: Any, name: str, where: str) -> None:
+def _force_maker(owner: Any, name: str) -> None:
     """A function that makes a tensor on ``device=``."""
 
     def around(original: Any) -> Any:
         def maker(*args: Any, **kwargs: Any) -> Any:
             if kwargs.get("device") is not None:
-                kwargs["device"] = on_cpu(kwargs["device"], where)
+                kwargs["device"] = on_cpu(kwargs["device"], _MADE)
             if kwargs.get("pin_memory"):
                 asked("pinned memory")
                 kwargs["pin_memory"] = False
@@ -109,7 +159,7 @@ def _force_maker(owner: Any, name: str, where: str) -> None:
             return maker
 
         def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Any:
-            return original(data, dtype=dtype, device=on_cpu(device, where))
+            return original(data, dtype=dtype, device=on_cpu(device, _MADE))
 
         return as_tensor
 
@@ -141,7 +191,7 @@ def _force_moves() -> None:
     def to_cuda(_original: Any) -> Any:
         def cuda(
             self: torch.Tensor,
-            device: Any = None,
+            device: Any = None,  # noqa: ARG001 - torch's signature
             non_blocking: bool = False,
             memory_format: torch.memory_format = torch.preserve_format,
         ) -> torch.Tensor:
@@ -161,7 +211,7 @@ def _force_moves() -> None:
         return cpu
 
     def pinned(_original: Any) -> Any:
-        def pin_memory(self: torch.Tensor, device: Any = None) -> torch.Tensor:
+        def pin_memory(self: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
             asked("pinned memory")
             return self
 

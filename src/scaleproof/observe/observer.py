@@ -13,22 +13,13 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from scaleproof.evidence.observations import (
-    EndRecord,
-    Moment,
-    ResumeRecord,
-    StepFlag,
-)
+from scaleproof.evidence.observations import EndRecord, Moment, ResumeRecord, StepFlag
 from scaleproof.evidence.paths import RunPaths
 from scaleproof.evidence.pulse import Activity
 from scaleproof.observe.guard import Troubles, guarded
 from scaleproof.observe.loaders import LoaderWatch, Pass
 from scaleproof.observe.manifest import write_manifest
-from scaleproof.observe.model import (
-    ModelInventory,
-    is_dtensor,
-    unwrapped,
-)
+from scaleproof.observe.model import ModelInventory, is_dtensor, unwrapped
 from scaleproof.observe.optimizers import OptimizerWatch
 from scaleproof.observe.presence import Presence
 from scaleproof.observe.process import (
@@ -47,10 +38,6 @@ _CLIPPED, _SCALED, _CLOSURE = int(StepFlag.CLIPPED), int(StepFlag.SCALED), int(S
 _FORWARD, _BACKWARD = int(Activity.FORWARD), int(Activity.BACKWARD)
 _OPTIMIZER, _OTHER = int(Activity.OPTIMIZER), int(Activity.OTHER)
 _REDUCED_AFTER_CLIPPING = int(StepFlag.REDUCED_AFTER_CLIPPING)  # plain: read in every step
-
-
-def _nothing() -> None:
-    """Nobody asked."""
 
 
 @final
@@ -91,10 +78,8 @@ class Observer:
         self._scale: Any = None
         self._num_skipped = 0
         self._has_ended = False
-        self.was_ended = False
-        """After the steps that were asked for, not by the script."""
-        self.before_forward: Callable[[], None] = _nothing
-        """Called when a forward in training begins."""
+        self.was_ended = False  # after the steps that were asked for, not by the script
+        self.before_forward: Callable[[], None] | None = None  # in training
 
     # --- loaders
 
@@ -139,7 +124,8 @@ class Observer:
             return
         self.timeline.flags |= _TRAIN_MODE if inner.training else _EVALUATION_MODE
         self.pulse.beat(_FORWARD)
-        self.before_forward()
+        if self.before_forward is not None:
+            self.before_forward()
         if self.optimizers.probes.is_armed:
             began_s = time.perf_counter()
             if self.optimizers.look.forward_begins(inputs):

@@ -26,6 +26,12 @@ def again(study: Study) -> str:
 def comparison(study: Study) -> str:
     """The command that compares the observed one with one device, as far as it can be told."""
     rest = _split(study.request.command)[1]
+    asked = study.request.check
+    if asked is not None:
+        devices = f"1,{asked.num_devices}"
+        return shlex.join(
+            ["scaleproof", "compare", study.request.target, "--devices", devices, *rest]
+        )
     observed = rest[1:] if rest[:1] == ("--",) else rest
     processes = [
         process

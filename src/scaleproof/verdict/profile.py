@@ -3,7 +3,8 @@
 As a TOML file::
 
     confidence = 0.95
-    advisory = ["low-efficiency", "batch-size-unscaled", "identical-dropout"]
+    advisory = ["low-efficiency", "batch-size-unscaled", "identical-dropout",
+                "batch-coupled-operation"]
 
     [checks.no-speed-up]
     min_speed_up = 1.67
@@ -50,12 +51,17 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     A check named in ``advisory`` is reported, but neither rejects nor prevents an adoption. Of the
     default ones, ``identical-dropout`` is found in many good scripts: torch's default seed brings
-    it about.
+    it about; ``batch-coupled-operation`` is no fault of a script.
     """
 
     confidence: float = 0.95
     allow_single_seed: bool = False
-    advisory: tuple[str, ...] = ("low-efficiency", "batch-size-unscaled", "identical-dropout")
+    advisory: tuple[str, ...] = (
+        "low-efficiency",
+        "batch-size-unscaled",
+        "identical-dropout",
+        "batch-coupled-operation",
+    )
     checks: dict[str, dict[str, Any]] = {}
 
     def build_checks(self) -> tuple[AbstractCheck[Any], ...]:

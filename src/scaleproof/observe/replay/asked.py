@@ -1,6 +1,6 @@
 """What a process of a checked command was asked to do."""
 
-from typing import Literal, final
+from typing import final
 
 import msgspec
 

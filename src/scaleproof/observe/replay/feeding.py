@@ -57,9 +57,7 @@ class Feeder:
                 raise StopIteration
             return original()
         key = (*of_pass, ordinal)
-        parts = [
-            part for one in self._groups.get(key, (key,)) for part in self._parts(one)
-        ]
+        parts = [part for one in self._groups.get(key, (key,)) for part in self._parts(one)]
         if not parts:
             raise StopIteration
         if self._is_reordered:

@@ -72,7 +72,9 @@ def join_by_ids(template: Any, batches: Sequence[Mapping[str, Tensor]]) -> Any:
     """``template`` was made from all items together, in the order of ``batches``; the values of
     ``batches`` stand where they differ. Raises ``UnjoinableError``."""
     known = dict(leaves(template))
-    overwritten = {path: _over(leaf, [b.get(path) for b in batches]) for path, leaf in known.items()}
+    overwritten = {
+        path: _over(leaf, [b.get(path) for b in batches]) for path, leaf in known.items()
+    }
     differing = {
         path
         for path, values in overwritten.items()
@@ -98,7 +100,7 @@ def join_recorded(
     """Batches of a stream behind one another; ``template`` is any batch of it, ``sizes`` are the
     numbers of items. Raises ``UnjoinableError``."""
     values: dict[str, Tensor] = {}
-    for path, leaf in leaves(template):
+    for path, _ in leaves(template):
         parts = [batch.get(path) for batch in batches]
         found = [part for part in parts if part is not None]
         if len(found) < len(parts):
@@ -115,7 +117,6 @@ def join_recorded(
             raise UnjoinableError(
                 f"the ranks' batches of a stream have shapes that don't fit together: {shapes}"
             )
-        del leaf
     return with_leaves(template, values)
 
 
@@ -146,6 +147,8 @@ def _over(leaf: Tensor, parts: Sequence[Tensor | None]) -> Tensor | None:
 def _is_equal(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    return bool(torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))) if (
-        one.is_floating_point()
-    ) else bool(torch.equal(one, other))
+    return (
+        bool(torch.equal(torch.nan_to_num(one), torch.nan_to_num(other)))
+        if (one.is_floating_point())
+        else bool(torch.equal(one, other))
+    )

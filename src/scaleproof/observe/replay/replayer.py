@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from scaleproof.observe.guard import describe
 from scaleproof.observe.model import is_dtensor
 from scaleproof.observe.observer import Observer
 from scaleproof.observe.replay.feeding import Feeder
@@ -44,9 +43,9 @@ class Replayer:
         try:
             batch = self.feeder.next(iterator, this, original)
         except UnjoinableError as error:
-            self._leave(f"the batches of {self._where(iterator)} can't be joined: {error}")
+            self._leave(f"the batches of {this.info.where} can't be joined: {error}")
         if not self._is_started:
-            self._load(0)
+            self._load(0)  # a script may call a part of its model, which no root tells of
         return batch
 
     def forward_begins(self) -> None:
@@ -82,28 +81,19 @@ class Replayer:
         inventory = self._observer.inventory
         unknown: list[str] = []
         with torch.no_grad():
-            for tensors, is_needed in ((inventory.parameters(), True), (inventory.buffers(), False)):
-                for name, tensor in tensors:
-                    if name in weights and weights[name].shape == tensor.shape:
-                        _copy(tensor, weights[name])
-                    elif is_needed and tensor.requires_grad:
-                        unknown.append(name)
+            for name, tensor in (*inventory.parameters(), *inventory.buffers()):
+                if name in weights and weights[name].shape == tensor.shape:
+                    _copy(tensor, weights[name])
+                elif tensor.requires_grad:
+                    unknown.append(name)
         if unknown:
             self._leave(
-                f"on one process the script has {len(unknown)} parameters that it has not on "
-                f"{'the ranks'}, {unknown[0]} for one"
+                f"on one process the script has {len(unknown)} parameters that it has not on the "
+                f"ranks, {unknown[0]} for one"
             )
 
-    def _where(self, iterator: Any) -> str:
-        this = iterator._scaleproof_pass
-        return f"loader {this.info.number}"
 
-    def failed(self, error: Exception) -> NoReturn:
-        """Replaying itself broke."""
-        self._leave(f"replaying broke at step {self._observer.steps_done + 1}: {describe(error)}")
-
-
-def _copy(target: Tensor, values: Tensor) -> None:
+def _copy(target: Any, values: Tensor) -> None:
     if is_dtensor(target):
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
