@@ -126,12 +126,10 @@ def _facts(run: Run, look: CloserLook, replayed: CloserLook | None) -> ClipFacts
     whole = None
     is_measured = _any(np.isfinite(own), 0)
     if given.any() and bool((given == is_clipped).all()) and is_measured[given].all():
-        squares = own[:, given] ** 2
-        is_sharded = probe.is_sharded[given]
-        per_tensor: NDArray[np.float64] = np.where(
-            is_sharded, np.nansum(squares, axis=0), np.nanmean(squares, axis=0)
-        )
-        whole = float(np.sqrt(per_tensor.sum()))
+        squares = np.nan_to_num(own[:, given]) ** 2
+        # A replicated tensor counts once, a shard on each rank.
+        num_times = np.where(probe.is_sharded[given], 1.0, float(probe.num_ranks))
+        whole = float(np.sqrt((squares / num_times).sum()))
     own_norms = np.sqrt(np.nansum(own**2, axis=1))
     is_same_limit = np.isfinite(limits).all() and np.ptp(limits) == 0
     return ClipFacts(

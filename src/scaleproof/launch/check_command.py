@@ -97,7 +97,7 @@ def plan_check(options: CheckOptions, profile: dict[str, Any]) -> CheckPlan:
         seeds=(0,),
         num_epochs=0,
         device_kind="cpu" if options.force_cpu else default_device_kind(),
-        share_device=True,  # speed is not asked
+        share_device=False,
         profile=profile,
         command=options.command,
         created_at_unix_s=time.time(),

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from scaleproof.report import observed_tables, tables, words
+from scaleproof.report import checked_words, observed_tables, tables, words
 from scaleproof.report.charts import draw_charts
 from scaleproof.report.summary import Summary
 
@@ -36,6 +36,8 @@ def render(summary: Summary) -> str:
         by_class=tables.by_class(summary, ("recall", "precision", "f1")),
         confusions=tables.confusions(summary, most=_MOST_CONFUSIONS),
         matrices=_matrices(summary),
+        replayed=checked_words.sentences(summary.checked),
+        replays=checked_words.replays_table(summary.checked),
         what_ran=observed_tables.what_ran(summary),
         phases=observed_tables.phases(summary),
         cost=observed_tables.cost(summary),

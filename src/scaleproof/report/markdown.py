@@ -6,7 +6,7 @@ Text from the evidence can't become markup, a table border, a mention or a link 
 import re
 from collections.abc import Iterable
 
-from scaleproof.report import observed_tables, tables, words
+from scaleproof.report import checked_words, observed_tables, tables, words
 from scaleproof.report.numbers import counted
 from scaleproof.report.summary import Summary
 from scaleproof.report.tables import Table
@@ -56,6 +56,8 @@ def _evidence(summary: Summary) -> Iterable[str]:
     yield _titled(tables.speed(summary))
     yield _escape(words.speed_source(summary))
     yield "\n".join(f"- {_escape(line)}" for line in words.learning_rates(summary))
+    yield "\n\n".join(map(_escape, checked_words.sentences(summary.checked)))
+    yield _titled(checked_words.replays_table(summary.checked))
     yield _titled(observed_tables.what_ran(summary))
     for table in observed_tables.phases(summary):
         yield _titled(table)

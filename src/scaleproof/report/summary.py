@@ -12,6 +12,7 @@ import msgspec
 
 from scaleproof.evidence.records import Arm, LearningRate, Manifest
 from scaleproof.evidence.study import RunStatus, Study
+from scaleproof.report.checked import CheckedScript, measure_checked
 from scaleproof.report.curves import Curve, measure_curves
 from scaleproof.report.observed import ObservedScript, measure_observed
 from scaleproof.report.quality import QualityComparison, compare_quality
@@ -82,6 +83,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     environment: tuple[Fact, ...]
     observed: ObservedScript | None
     """None for a recipe."""
+    checked: CheckedScript | None
+    """None for a study that is no check."""
 
     @property
     def is_alone(self) -> bool:
@@ -123,6 +126,7 @@ def summarise(study: Study, verdict: Verdict, *, confidence: float = 0.95) -> Su
         curves=measure_curves(study),
         environment=_environment(study),
         observed=measure_observed(study),
+        checked=measure_checked(study),
     )
 
 

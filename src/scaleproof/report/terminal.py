@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from scaleproof.report import observed_tables, tables, words
+from scaleproof.report import checked_words, observed_tables, tables, words
 from scaleproof.report.summary import Summary
 from scaleproof.report.tables import Table
 from scaleproof.verdict.answers import Answer, Decision, Finding
@@ -51,6 +51,9 @@ class _Terminal:
     def render(self, summary: Summary) -> None:
         groups = words.shown_groups(summary)
         self._verdict(summary)
+        if summary.checked is not None:  # one screen: the page has the rest
+            self._checked(summary, groups)
+            return
         if summary.is_alone:  # whether it is sound is all that was asked
             self._findings(groups)
             self._evidence(summary)
@@ -83,6 +86,19 @@ class _Terminal:
         for notice in words.notices(summary):
             self._console.print()
             self._console.print(self._text(notice, "yellow"))
+
+    def _checked(self, summary: Summary, groups: words.FindingGroups) -> None:
+        for sentence in checked_words.sentences(summary.checked):
+            self._console.print()
+            self._note(sentence)
+        self._findings(groups)
+        passed = [finding.check for finding in groups.passes]
+        if passed:
+            self._console.print()
+            self._note(f"Passed: {', '.join(passed)}.")
+        if groups.not_applicable:
+            self._note(f"{len(groups.not_applicable)} more do not apply; the report says why.")
+        self._next_steps(summary)
 
     def _evidence(self, summary: Summary) -> None:
         if summary.is_alone and summary.observed is not None and not summary.observed.arms:

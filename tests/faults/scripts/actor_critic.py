@@ -37,6 +37,10 @@ class Pursuit:
 class RunningNorm(nn.Module):
     """Observations with the mean and variance seen so far (by all workers)."""
 
+    count: torch.Tensor
+    sums: torch.Tensor
+    squares: torch.Tensor
+
     def __init__(self, size):
         super().__init__()
         self.register_buffer("count", torch.tensor(1e-4))

@@ -102,7 +102,7 @@ def main():
     valid_ds = TensorDataset(torch.from_numpy(X_valid[mine]), torch.from_numpy(y_valid[mine]))
 
     fraud_rate = np.mean(y_train)
-    weights = np.where(y_train == 1, 1 / fraud_rate, 1 / (1 - fraud_rate))
+    weights = np.where(y_train == 1, 1 / fraud_rate, 1 / (1 - fraud_rate)).tolist()
     sampler = DistributedSamplerWrapper(
         WeightedRandomSampler(weights, len(train_ds), generator=torch.Generator())
     )

@@ -68,7 +68,7 @@ def sync_initial_weights(model):
 def average_gradients(params, world_size):
     handles = [dist.all_reduce(p.grad, op=dist.ReduceOp.SUM, async_op=True) for p in params]
     for p, handle in zip(params, handles, strict=True):
-        handle.wait()
+        handle.wait()  # type: ignore[union-attr]
         p.grad /= world_size
 
 
@@ -97,6 +97,7 @@ def main():
 
     for epoch in range(4):
         sampler.set_epoch(epoch)
+        losses = []
         for tokens, labels in loader:
             optimizer.zero_grad()
             loss = F.cross_entropy(model(tokens), labels)
@@ -104,8 +105,9 @@ def main():
             average_gradients(params, world_size)
             torch.nn.utils.clip_grad_norm_(params, max_norm=0.3)
             optimizer.step()
+            losses.append(loss.item())
         if rank == 0:
-            print(f"epoch {epoch}: loss {loss.item():.3f}")
+            print(f"epoch {epoch}: loss {sum(losses) / len(losses):.3f}")
     dist.barrier()
     dist.destroy_process_group()
 

@@ -78,6 +78,7 @@ def main():
 
     for epoch in range(EPOCHS):
         sampler.set_epoch(epoch)
+        total = 0.0
         for step, (view_a, view_b, label) in enumerate(loader):
             logits = student(view_a)
             with torch.no_grad():
@@ -91,11 +92,11 @@ def main():
             loss.backward()
             optimizer.step()
             update_ema(teacher, student.module, EMA_DECAY)
+            total += loss.item()
         scores = [accuracy(net, test_images, test_labels) for net in (student.module, teacher)]
         if rank == 0:
-            print(
-                f"epoch {epoch} loss {loss.item():.3f} student {scores[0]:.3f} ema {scores[1]:.3f}"
-            )
+            loss = total / len(loader)
+            print(f"epoch {epoch} loss {loss:.3f} student {scores[0]:.3f} ema {scores[1]:.3f}")
     dist.barrier()
     dist.destroy_process_group()
 

@@ -33,8 +33,8 @@ class ReversedStrings(Dataset):
 def collate(pairs):
     sources, targets = zip(*pairs, strict=True)
     return (
-        pad_sequence(sources, batch_first=True, padding_value=PAD),
-        pad_sequence(targets, batch_first=True, padding_value=PAD),
+        pad_sequence(list(sources), batch_first=True, padding_value=PAD),
+        pad_sequence(list(targets), batch_first=True, padding_value=PAD),
     )
 
 

@@ -49,7 +49,8 @@ class NTXent(nn.Module):
 
 class TwoViews(Dataset):
     def __init__(self):
-        self.images = torch.tensor(load_digits().images / 16, dtype=torch.float32)
+        pixels, _ = load_digits(return_X_y=True)
+        self.images = torch.tensor(pixels / 16, dtype=torch.float32).view(-1, 8, 8)
 
     def __len__(self):
         return 1536

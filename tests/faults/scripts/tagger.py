@@ -37,8 +37,8 @@ class TaggedSentences(Dataset):
 def pad(items):
     words, tags = zip(*items, strict=True)
     return {
-        "input_ids": pad_sequence(words, batch_first=True),
-        "labels": pad_sequence(tags, batch_first=True, padding_value=IGNORE),
+        "input_ids": pad_sequence(list(words), batch_first=True),
+        "labels": pad_sequence(list(tags), batch_first=True, padding_value=IGNORE),
     }
 
 
@@ -88,7 +88,7 @@ def main():
 
     for epoch in range(args.num_train_epochs):
         sampler.set_epoch(epoch)
-        batches = iter(loader)
+        batches, loss = iter(loader), 0.0
         while micro_batches := list(islice(batches, args.gradient_accumulation_steps)):
             loss = training_step(model, micro_batches, optimizer, dist.get_world_size())
         if dist.get_rank() == 0:

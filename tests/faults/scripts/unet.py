@@ -61,7 +61,7 @@ class UNet(nn.Module):
         self.down1, self.down2 = DoubleConv(1, c), DoubleConv(c, 2 * c)
         self.bottom = DoubleConv(2 * c, 4 * c)
         self.up2, self.up1 = DoubleConv(6 * c, 2 * c), DoubleConv(3 * c, c)
-        self.side_head = None  # for deep supervision
+        self.side_head: nn.Module | None = None  # for deep supervision
         self.head = nn.Conv2d(c, 1, 1)
 
     def forward(self, x):
@@ -107,14 +107,16 @@ def main(cfg):
     optimizer = torch.optim.SGD(model.parameters(), lr=cfg.lr, momentum=0.9)
     for epoch in range(cfg.epochs):
         sampler.set_epoch(epoch)
+        losses = []
         for image, mask in train_loader:
             logits = model(image)
             loss = F.binary_cross_entropy_with_logits(logits, mask)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            losses.append(loss.item())
         iou = evaluate(net, val_loader)
-        log.info("epoch %d loss %.4f IoU %.3f", epoch, loss.item(), iou)
+        log.info("epoch %d loss %.4f IoU %.3f", epoch, sum(losses) / len(losses), iou)
     dist.barrier()
     dist.destroy_process_group()
 

@@ -86,7 +86,8 @@ if __name__ == "__main__":
     rank, world_size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(args.seed + rank)  # every process draws its own noise
 
-    images = torch.tensor(load_digits().data / 16, dtype=torch.float32)
+    pixels, _ = load_digits(return_X_y=True)
+    images = torch.tensor(pixels / 16, dtype=torch.float32)
     train_set = torch.utils.data.TensorDataset(images[:1536])
     test_set = torch.utils.data.TensorDataset(images[1536:][rank::world_size])
     train_sampler = DistributedSampler(train_set)

@@ -99,4 +99,7 @@ def test_files_without_training_state_are_nothing_to_restore(tmp_path: Path, bod
 
 
 def test_loading_after_training_is_no_resume(tmp_path: Path) -> None:
-    assert records_of(tmp_path, "train(3)\nmodel.load_state_dict(torch.load('last.pt')['model'])") == ()
+    assert (
+        records_of(tmp_path, "train(3)\nmodel.load_state_dict(torch.load('last.pt')['model'])")
+        == ()
+    )
