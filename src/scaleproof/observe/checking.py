@@ -2,7 +2,6 @@
 close-ups, and in a rank the material for replays, in a replay what drives it."""
 
 import contextlib
-import inspect
 import os
 import sys
 import time
@@ -10,18 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, final
 
-import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
 from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import (
-    _BaseDataLoaderIter,
-    _MultiProcessingDataLoaderIter,
-    _SingleProcessDataLoaderIter,
-)
+from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
 from scaleproof.observe import current
 from scaleproof.observe.arrivals import Arrivals, patch_losses
@@ -29,9 +23,11 @@ from scaleproof.observe.close_ups import CloseUps
 from scaleproof.observe.dropout import switch_dropout_off
 from scaleproof.observe.guard import describe
 from scaleproof.observe.observer import Observer
+from scaleproof.observe.patch_check import patch_check
 from scaleproof.observe.patch_loaders import loader_lines
 from scaleproof.observe.replay.asked import CheckFacts
 from scaleproof.observe.replay.batch_norm import normalise_by_parts
+from scaleproof.observe.replay.draws import Draws, patch_draws
 from scaleproof.observe.replay.feeding import Feeder
 from scaleproof.observe.replay.material import Material
 from scaleproof.observe.replay.one_process import fetch_alone, stay_alone
@@ -55,6 +51,7 @@ class Checking:
         self._note = note
         self._end: Callable[[], None] = lambda: None
         self._arrivals = Arrivals()
+        self.draws = Draws(self._before_draw, self._after_draw)
         self._material: Material | None = None
         self._plan: ReplayPlan | None = None
         self.close_ups: CloseUps | None = None
@@ -73,7 +70,8 @@ class Checking:
             normalise_by_parts(self._sizes)
             _patch_lengths(self._material)
             current.replace(_SingleProcessDataLoaderIter, "_next_data", self._around_next_data)
-        _patch_calls(self)
+        patch_draws(self.draws)
+        patch_check(self)
         register_optimizer_step_pre_hook(self._before_step)
         register_optimizer_step_post_hook(self._after_step)
 
@@ -88,6 +86,7 @@ class Checking:
         feeder = Feeder(self._material, self._plan, self._facts.replay)
         self.replayer = Replayer(observer, self._material, self._plan, feeder, self.leave)
         observer.before_forward = self.replayer.forward_begins
+        self.draws.substitute = self.replayer.substitute
 
     def leave(self, why: str) -> NoReturn:
         """End the replay here. ``why``: empty when it did all it had to."""
@@ -105,6 +104,14 @@ class Checking:
             observer.troubles.note("close-up", describe(error))
         self.close_ups = self.recorder = None
 
+    def _before_draw(self) -> None:
+        if self.close_ups is not None:
+            self.close_ups.batch_asked()
+
+    def _after_draw(self) -> None:
+        if self.close_ups is not None:
+            self.close_ups.batch_given()
+
     def _sizes(self) -> tuple[int, ...]:
         return () if self.replayer is None else self.replayer.feeder.sizes
 
@@ -118,17 +125,18 @@ class Checking:
 
     def _before_step(self, *_: Any) -> None:
         if self.recorder is not None:
-            with self._guarded():
+            with self.guarded():
                 self.recorder.step_begins()
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         if self.close_ups is None or current.observer is None:
             return
-        with self._guarded():
-            if not self.close_ups.step_ended(optimizer):
+        with self.guarded():
+            if not self.close_ups.step_ended(optimizer, has_missed=self.draws.has_missed):
                 return
             if self.recorder is not None:
-                self.recorder.step_ended()
+                self.recorder.step_ended(self.draws.kept)
+            self.draws.begin_step()
             if self.replayer is not None:
                 self.replayer.step_ended(optimizer)
         if 0 < self._facts.num_steps <= current.observer.steps_done:
@@ -152,7 +160,7 @@ class Checking:
         _exit()
 
     @contextlib.contextmanager
-    def _guarded(self) -> Any:
+    def guarded(self) -> Any:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - somebody's training must not end with it
@@ -178,105 +186,3 @@ def _patch_lengths(material: Material) -> None:
         return __len__
 
     current.replace(DataLoader, "__len__", around)
-
-
-def _patch_calls(checking: Checking) -> None:
-    def backward_around(original: Any) -> Any:
-        def backward(*args: Any, **kwargs: Any) -> Any:
-            close_ups = checking.close_ups
-            if close_ups is None:
-                return original(*args, **kwargs)
-            is_outermost = close_ups.backward_begins()
-            try:
-                result = original(*args, **kwargs)
-            finally:
-                close_ups.backward_ended()
-            if is_outermost and checking.replayer is not None:
-                checking.replayer.backward_ended()
-            return result
-
-        return backward
-
-    current.replace(torch.autograd, "backward", backward_around)
-
-    def clip_around(original: Any) -> Any:
-        signature = inspect.signature(original)
-
-        def clip(*args: Any, **kwargs: Any) -> Any:
-            close_ups = checking.close_ups
-            if close_ups is None:
-                return original(*args, **kwargs)
-            bound = signature.bind(*args, **kwargs)
-            given = bound.arguments["parameters"]
-            parameters = [given] if isinstance(given, torch.Tensor) else list(given)
-            bound.arguments["parameters"] = parameters
-            with checking._guarded():
-                close_ups.clipping_begins(parameters)
-            return original(*bound.args, **bound.kwargs)
-
-        return clip
-
-    for name in ("clip_grad_norm_", "clip_grad_value_", "clip_grads_with_norm_"):
-        if hasattr(torch.nn.utils, name):
-            current.replace(torch.nn.utils, name, clip_around)
-            setattr(torch.nn.utils.clip_grad, name, getattr(torch.nn.utils, name))
-
-    from torch.amp.grad_scaler import GradScaler
-
-    def scaling(original: Any) -> Any:
-        def scale(self: Any, *args: Any, **kwargs: Any) -> Any:
-            scaled = original(self, *args, **kwargs)
-            if checking.close_ups is not None and self.is_enabled():
-                checking.close_ups.loss_scaled(self)
-            return scaled
-
-        return scale
-
-    def unscaling(original: Any) -> Any:
-        def unscale_(self: Any, *args: Any, **kwargs: Any) -> Any:
-            result = original(self, *args, **kwargs)
-            if checking.close_ups is not None:
-                checking.close_ups.unscaled()
-            return result
-
-        return unscale_
-
-    current.replace(GradScaler, "scale", scaling)
-    current.replace(GradScaler, "unscale_", unscaling)
-
-    def giving(original: Any) -> Any:
-        def __next__(self: Any) -> Any:
-            close_ups, recorder = checking.close_ups, checking.recorder
-            if close_ups is None:
-                return original(self)
-            close_ups.batch_asked()
-            batch = original(self)
-            if recorder is not None and torch.is_grad_enabled():
-                with checking._guarded():
-                    _record(recorder, self, batch)
-            close_ups.batch_given()
-            return batch
-
-        return __next__
-
-    current.replace(_BaseDataLoaderIter, "__next__", giving)
-
-    def beginning(original: Any) -> Any:
-        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-            close_ups = checking.close_ups
-            if close_ups is not None:
-                close_ups.batch_asked()
-            original(self, *args, **kwargs)
-            if close_ups is not None:
-                close_ups.batch_given()
-
-        return __init__
-
-    for kind in (_SingleProcessDataLoaderIter, _MultiProcessingDataLoaderIter):
-        current.replace(kind, "__init__", beginning)
-
-
-def _record(recorder: Recorder, iterator: Any, batch: Any) -> None:
-    this = getattr(iterator, "_scaleproof_pass", None)
-    if this is not None:
-        recorder.batch_given(iterator, batch, this.num_expected, this.info.where)

@@ -80,7 +80,7 @@ class CloseUps:
         }
 
     def batch_asked(self) -> None:
-        """A loader is about to draw: what was drawn before is the script's own doing."""
+        """Something known is about to draw: what was drawn before is the script's own doing."""
         self._compare()
 
     def batch_given(self) -> None:
@@ -88,8 +88,9 @@ class CloseUps:
 
     # --- the step
 
-    def step_ended(self, optimizer: Optimizer) -> bool:
-        """The observer has recorded its probe. False when it counted no step."""
+    def step_ended(self, optimizer: Optimizer, *, has_missed: bool) -> bool:
+        """The observer has recorded its probe. False when it counted no step. ``has_missed``: some
+        numbers drawn from torch can't be drawn again in a replay."""
         observer = self._observer
         observed = observer.optimizers.get(optimizer)
         if observed is None or observer.steps_done == self._num_steps:
@@ -98,6 +99,8 @@ class CloseUps:
         if self._num_steps == 1:
             self._record_coupling()
         self._compare()
+        if has_missed:
+            self._drawn.add(RandomSource.TORCH)
         rows = parameters_of(optimizer)
         name = f"{observed.number}-{self._num_steps:07d}"
         folder = observer.folder

@@ -291,7 +291,7 @@ def _force_storages() -> None:
         if not location.startswith("cuda"):
             return None
         asked("a checkpoint on 'cuda'")
-        return None
+        return storage
 
     register_package(_BEFORE_CUDA, lambda _storage: None, restore)
 

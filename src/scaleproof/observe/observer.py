@@ -268,7 +268,8 @@ class Observer:
             self.timeline.clip_norm = norm.detach()
         if isinstance(limit, int | float | torch.Tensor) and not is_dtensor(limit):
             self.timeline.clip_max = limit
-        self.timeline.clipped_at_sequence = self.group.sequence()
+        if self.timeline.clipped_at_sequence < 0:  # some clip at every backward
+            self.timeline.clipped_at_sequence = self.group.sequence()
 
     @guarded("steps")
     def loss_scaled(self, scaler: Any) -> None:

@@ -56,7 +56,12 @@ def test_a_toml_file_sets_thresholds(tmp_path: Path) -> None:
     profile = layered_profile({}, path)
 
     assert profile.advisory == ()
-    assert Profile().advisory == ("low-efficiency", "batch-size-unscaled", "identical-dropout")
+    assert Profile().advisory == (
+        "low-efficiency",
+        "batch-size-unscaled",
+        "identical-dropout",
+        "batch-coupled-operation",
+    )
     assert threshold(profile, "no-speed-up", "min_speed_up") == 2.0
     assert threshold(profile, "accuracy-paradox", "min_recall_by_class") == {"fraud": 0.7}
 

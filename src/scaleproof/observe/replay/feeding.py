@@ -35,7 +35,8 @@ class Feeder:
         self._material = material
         self._training = frozenset(plan.training)
         self._is_shared = plan.is_shared
-        self._is_reordered = name == "reordered"
+        self.is_reordered = name == "reordered"
+        self.gives_whole_steps = name == "whole-step"
         self._groups: dict[BatchKey, tuple[BatchKey, ...]] = {}
         if name == "whole-step":
             for keys in plan.microbatches:
@@ -60,7 +61,7 @@ class Feeder:
         parts = [part for one in self._groups.get(key, (key,)) for part in self._parts(one)]
         if not parts:
             raise StopIteration
-        if self._is_reordered:
+        if self.is_reordered:
             parts = [_reversed(part) for part in reversed(parts)]
         self.sizes = tuple(part.num_rows for part in parts)
         tensors = [part.tensors for part in parts]

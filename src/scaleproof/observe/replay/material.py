@@ -5,7 +5,7 @@ Tensors are raw bytes in one file per batch or set of weights; one line per file
 index, says what is where. Nothing is pickled.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import final
 
@@ -56,6 +56,15 @@ class StoredWeights(msgspec.Struct, frozen=True, kw_only=True, tag="weights"):
 
 
 @final
+class StoredDraws(msgspec.Struct, frozen=True, kw_only=True, tag="draws"):
+    """What a step drew from torch, by ``backward/call``."""
+
+    step: int
+    file: str
+    tensors: tuple[StoredTensor, ...]
+
+
+@final
 class LoaderLength(msgspec.Struct, frozen=True, kw_only=True, tag="length"):
     """``len()`` of the loader made at the script's line ``where``."""
 
@@ -70,7 +79,7 @@ class OutOfSpace(msgspec.Struct, frozen=True, kw_only=True, tag="out-of-space"):
     steps_done: int
 
 
-Stored = StoredBatch | StoredWeights | LoaderLength | OutOfSpace
+Stored = StoredBatch | StoredWeights | StoredDraws | LoaderLength | OutOfSpace
 
 _DECODER = msgspec.json.Decoder(Stored)
 
@@ -122,6 +131,12 @@ class MaterialWriter:
                 tensors=stored,
             )
         )
+
+    def draws(self, step: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        file = f"draws-{step}.bin"
+        stored = self._store(file, [(name, t, None, None) for name, t in tensors], step - 1)
+        if stored is not None:
+            self._write(StoredDraws(step=step, file=file, tensors=stored))
 
     def weights(
         self,
@@ -183,6 +198,8 @@ class Material:
         self.batches: dict[tuple[int, int, int], list[tuple[int, StoredBatch]]] = {}
         """By loader, pass and ordinal: (rank, batch), by rank."""
         self.weights: dict[int, list[tuple[int, StoredWeights]]] = {}
+        self.draws: dict[int, list[tuple[int, StoredDraws]]] = {}
+        """By step: (rank, what it drew), by rank."""
         self.lengths: dict[str, int] = {}
         self.ends_after: int | None = None
         """Steps after which the first rank had no more space; None: none ran out."""
@@ -198,13 +215,17 @@ class Material:
                 self.batches.setdefault(key, []).append((rank, entry))
             case StoredWeights():
                 self.weights.setdefault(entry.steps_done, []).append((rank, entry))
+            case StoredDraws():
+                self.draws.setdefault(entry.step, []).append((rank, entry))
             case LoaderLength():
                 self.lengths.setdefault(entry.where, entry.length)
             case OutOfSpace():
                 first = entry.steps_done if self.ends_after is None else self.ends_after
                 self.ends_after = min(first, entry.steps_done)
 
-    def tensors_of(self, rank: int, entry: StoredBatch | StoredWeights) -> dict[str, Tensor]:
+    def tensors_of(
+        self, rank: int, entry: StoredBatch | StoredWeights | StoredDraws
+    ) -> dict[str, Tensor]:
         data = (data_of(self._folder, rank) / entry.file).read_bytes()
         return {stored.name: _tensor_of(data, stored) for stored in entry.tensors}
 
@@ -240,8 +261,3 @@ def _tensor_of(data: bytes, stored: StoredTensor) -> Tensor:
         return torch.empty(stored.shape, dtype=dtype)
     numbers = np.frombuffer(data, np.uint8, count=stored.size, offset=stored.begin).copy()
     return torch.from_numpy(numbers).view(dtype).reshape(stored.shape)
-
-
-def keys_in_order(keys: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Batches in the order in which one loader hands them out."""
-    yield from sorted(keys)

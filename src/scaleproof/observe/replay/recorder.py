@@ -64,11 +64,13 @@ class Recorder:
         if not self._is_started:
             self.forward_begins()
 
-    def step_ended(self) -> None:
-        """The observer has counted it."""
+    def step_ended(self, draws: list[tuple[str, Tensor]]) -> None:
+        """The observer has counted it; ``draws``: what the step drew."""
         writer = self._open()
         if writer is None or self._observer.steps_done > self._num_kept:
             return
+        if draws:
+            writer.draws(self._observer.steps_done, draws)
         if self._observer.steps_done == 1:
             writer.weights(0, self._first)
             self._first = []

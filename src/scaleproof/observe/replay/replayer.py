@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from scaleproof.observe.model import is_dtensor
 from scaleproof.observe.observer import Observer
+from scaleproof.observe.replay.draws import joined_draws
 from scaleproof.observe.replay.feeding import Feeder
 from scaleproof.observe.replay.joining import UnjoinableError
 from scaleproof.observe.replay.material import Material
@@ -35,6 +36,8 @@ class Replayer:
         self.feeder = feeder
         self._num_backwards = 0
         self._is_started = False
+        self._drawn_of = 0
+        self._drawn: list[dict[str, Tensor]] = []
 
     def next_batch(self, iterator: Any, original: Any) -> Any:
         this = getattr(iterator, "_scaleproof_pass", None)
@@ -53,6 +56,28 @@ class Replayer:
         if not self._is_started:
             self._is_started = True
             self._load(0)
+
+    def substitute(self, name: str, own: Tensor) -> Tensor | None:
+        """What the ranks drew at this call of the step, together; None when that makes no sense.
+        ``name``: ``backward/call``, ``own``: what was drawn here."""
+        step = self._observer.steps_done + 1
+        if step != self._drawn_of:
+            entries = self._material.draws.get(step, ())
+            self._drawn = [self._material.tensors_of(rank, entry) for rank, entry in entries]
+            self._drawn_of = step
+        backward, call = name.split("/")
+        backwards = [backward]
+        if self.feeder.gives_whole_steps and 0 < step <= len(self._plan.steps):
+            backwards = [str(i) for i in range(self._plan.steps[step - 1].num_backwards)]
+        names = [f"{one}/{call}" for one in backwards]
+        parts = [drawn[one] for one in names for drawn in self._drawn if one in drawn]
+        if len(parts) < len(names) * self._plan.num_ranks:
+            return None
+        if self._plan.is_shared and all(torch.equal(part, parts[0]) for part in parts):
+            parts = parts[:1]
+        if self.feeder.is_reordered:
+            parts = [part.flip(0) if part.dim() else part for part in reversed(parts)]
+        return joined_draws(own, parts)
 
     def backward_ended(self) -> None:
         self._num_backwards += 1
