@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DATA_DIR ?= data/cifar10
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check bench gpu clean
+.PHONY: setup demo test corpus check bench gpu clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Every script of the fault corpus through scaleproof check: about a quarter of an hour.
+corpus: setup
+	$(BIN)/python -m pytest -m corpus tests/faults
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -74,6 +74,36 @@ def observe(
         cwd=cwd,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
     )
+    return _judged(out, result)
+
+
+def check(
+    tmp_path: Path,
+    script: Path,
+    arguments: Sequence[str] = (),
+    *,
+    options: Sequence[str] = (),
+    cwd: Path | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> Observed:
+    """Run ``script`` under ``scaleproof check`` into ``tmp_path / "study"`` and judge it."""
+    out = tmp_path / "study"
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "scaleproof.cli", "check", str(script), "--out", str(out)),
+            *options,
+            *(["--", *arguments] if arguments else []),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    return _judged(out, result)
+
+
+def _judged(out: Path, result: "subprocess.CompletedProcess[str]") -> Observed:
     assert (out / "study.json").exists(), result.stdout + result.stderr
     study = load_study(out)
     return Observed(

@@ -132,6 +132,23 @@ def test_noise_of_16_bits_in_the_reduction_alone_is_no_fault(tmp_path: Path) -> 
     assert relations(steps) == [Relation.SAME] * 3
 
 
+def test_weights_are_not_told_more_exactly_than_they_explain(tmp_path: Path) -> None:
+    """An operation that couples the items a little moves weights by as much as it leaves over."""
+
+    def gradient(noise: float) -> Callable[[FakeScript, int], np.ndarray]:
+        def uneven(script: FakeScript, step: int) -> np.ndarray:
+            exact = weighted(0.51, 0.49)(script, step)
+            return exact + noise * np.random.default_rng([step, 3]).normal(size=exact.shape)
+
+        return uneven
+
+    little = compare(tmp_path / "1", replace(SOUND, replays=replays(gradient(0.01))))
+    nothing = compare(tmp_path / "2", replace(SOUND, replays=replays(gradient(0.0))))
+
+    assert relations(little) == [Relation.SAME] * 3
+    assert relations(nothing) == [Relation.MISWEIGHTED] * 3
+
+
 @pytest.mark.parametrize("factor", [2.0, 0.5, 1.02, 7.3, -1.0])
 def test_a_multiple_is_a_multiple(tmp_path: Path, factor: float) -> None:
     steps = compare(tmp_path, replace(SOUND, replays=replays(weighted(0.5 / factor, 0.5 / factor))))

@@ -5,10 +5,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from observed import FakeScript, build_observed
+from observed import EVALUATION, FakeScript, build_observed
 from scaleproof.checks.check import Outcome
 from scaleproof.checks.undivided_accumulation import UndividedAccumulation
 from scaleproof.evidence.close_ups import CloseUpRecord, LossArrival
+from scaleproof.evidence.observations import PassRecord
 from scaleproof.verdict.answers import Finding
 from scaleproof.verdict.run_check import run_check
 
@@ -173,8 +174,23 @@ def test_two_losses_of_one_step_are_no_accumulation(tmp_path: Path) -> None:
     losses = arrival(0, 1.0), arrival(1, 1.0, where="train.py:70")
     found = finding(tmp_path, script(2, *losses))
 
-    assert found.outcome is Outcome.UNDECIDED
-    assert "no loss function is in every backward" in found.sentence
+    assert found.outcome is Outcome.NOT_APPLICABLE
+    assert "a loss of its own" in found.sentence
+
+
+def test_a_batch_from_each_of_two_loaders_may_be_a_term_each(tmp_path: Path) -> None:
+    def change(rank: int, record: Any) -> Any:
+        is_other = isinstance(record, PassRecord) and record.loader == EVALUATION
+        if not is_other:
+            return record
+        first = 6 * record.epoch
+        return msgspec.structs.replace(
+            record, use="training", first_step=first, last_step=first + 6
+        )
+
+    for weight, outcome in ((1.0, Outcome.UNDECIDED), (0.5, Outcome.PASS)):
+        found = finding(tmp_path / str(weight), of_weights(weight, weight, change=change))
+        assert found.outcome is outcome
 
 
 @pytest.mark.parametrize(("divisor", "outcome"), [(1, "fail"), (2, "pass")])

@@ -152,12 +152,7 @@ FAULTS = (
     Planted(
         name="decay_planned_before_the_split",
         script="text_buckets.py",
-        edits=(
-            (
-                "max_steps = args.num_train_epochs * len(train_loader)\n",
-                "max_steps = args.num_train_epochs * (len(train_set) // batch_size)\n",
-            ),
-        ),
+        edits=(("len(train_loader)", "(len(train_set) // batch_size)"),),
         check="unfinished-schedule",
         group="schedule",
         links=("huggingface/diffusers PR#8312",),
@@ -165,12 +160,7 @@ FAULTS = (
     Planted(
         name="decay_planned_for_split_twice",
         script="text_buckets.py",
-        edits=(
-            (
-                "max_steps = args.num_train_epochs * len(train_loader)\n",
-                "max_steps = args.num_train_epochs * len(train_loader) // world_size\n",
-            ),
-        ),
+        edits=(("len(train_loader)", "len(train_loader) // world_size"),),
         check="unfinished-schedule",
         group="schedule",
         links=("huggingface/accelerate#2142", "huggingface/transformers PR#24088"),
@@ -178,12 +168,7 @@ FAULTS = (
     Planted(
         name="one_cycle_planned_before_the_split",
         script="window_forecaster.py",
-        edits=(
-            (
-                "total_steps=cfg.epochs * len(train_loader)\n",
-                "total_steps=cfg.epochs * (len(train_set) // cfg.batch_size)\n",
-            ),
-        ),
+        edits=(("len(train_loader)", "(len(train_set) // cfg.batch_size)"),),
         check="unfinished-schedule",
         group="schedule",
         links=("huggingface/diffusers PR#8312", "huggingface/accelerate#1398"),

@@ -135,7 +135,6 @@ _SYNC = (
         ),
         check="misweighted-gradients",
         group="sync",
-        links=("pytorch/pytorch#14628",),
     ),
 )
 
@@ -423,7 +422,6 @@ _CLIPPING = (
         edits=(("        self.scaler.unscale_(self.optimizer)\n", ""),),
         check="unscaled-clipping",
         group="clipping",
-        links=("Lightning-AI/pytorch-lightning#9330",),
     ),
     Planted(
         name="unscaled_after_clipping",
@@ -438,7 +436,6 @@ _CLIPPING = (
         ),
         check="unscaled-clipping",
         group="clipping",
-        links=("Lightning-AI/pytorch-lightning#9330",),
     ),
 )
 
@@ -492,7 +489,6 @@ _STATE = (
         check="replica-drift",
         words=("rank 1",),
         group="state",
-        links=("saltoricristiano/cosmix-uda#21",),
     ),
     Planted(
         name="teacher_copied_before_the_broadcast",

@@ -149,12 +149,8 @@ class ClippedAtTheWrongNorm(AbstractCheck[WrongNormMeasurement]):
             words += f"{whole:.4g}: "
             if step.is_sharded and abs(norm / own - 1) <= self.tolerance:
                 return f"{words}it is that of the rank's own shard"
-            for factor, why in (
-                (sqrt(num_ranks), f"it counts the same tensors on each of {num_ranks} ranks"),
-                (1 / sqrt(num_ranks), f"it is divided by the root of the {num_ranks} ranks"),
-            ):
-                if abs(norm / (factor * whole) - 1) <= self.tolerance / 2:
-                    return f"{words}{why}"
+            if abs(norm / (sqrt(num_ranks) * whole) - 1) <= self.tolerance / 2:
+                return f"{words}it counts the same tensors on each of {num_ranks} ranks"
         return ""
 
     def _is_apart(self, norm: float, whole: float, limit: float) -> bool:

@@ -1,7 +1,7 @@
 """The check ``undivided-accumulation``."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -14,6 +14,7 @@ from scaleproof.checks.closer_looks import CloserLook, closer_looks, unclipped_g
 from scaleproof.checks.needs import CANDIDATE_RUN, CLOSE_UPS, SCRIPT, STEPS
 from scaleproof.checks.wording import counted, listed
 from scaleproof.evidence.close_ups import CloseUpRecord, LossArrival
+from scaleproof.evidence.observations import PassRecord
 from scaleproof.evidence.study import Run, Study
 
 _Label = tuple[str, str]
@@ -27,8 +28,8 @@ class AccumulatedStep(msgspec.Struct, frozen=True, kw_only=True):
     ``weights``: by backward, the mean over the ranks of the largest call's weight; ``sums``: of all
     calls' weights; empty where no loss function was seen in every backward of every rank.
     ``later``: what the sum of the backwards was multiplied with before it was used; None unknown.
-    ``is_one_batch_each``: None where no loader says. ``is_plain_sum``: nothing divided the sum over
-    the items.
+    ``is_one_batch_each``: None where no loader says, or several are drawn from at a time.
+    ``is_plain_sum``: nothing divided the sum over the items.
     """
 
     run: str
@@ -42,7 +43,8 @@ class AccumulatedStep(msgspec.Struct, frozen=True, kw_only=True):
     later: float | None
     is_one_batch_each: bool | None
     is_plain_sum: bool
-    is_loss_seen: bool
+    has_loss_of_its_own: bool
+    """Every backward of every rank has a loss function, and none of them is in all."""
 
 
 @final
@@ -78,8 +80,8 @@ class UndividedAccumulation(AbstractCheck[AccumulationMeasurement]):
 
     What it can't see
         Losses that are not computed by torch's functions. A constant factor in front of the loss
-        that is no 1/A: it is undecided then. A loss multiplied with A on purpose. Two backwards
-        on one batch (a GAN) are no accumulation.
+        that is no 1/A, and two loaders drawn from at a time: it is undecided then. A loss
+        multiplied with A on purpose. Two backwards on one batch (a GAN) are no accumulation.
 
     How to fix it
         `loss = loss / accumulation_steps` before `backward()`; with batches of unequal items or
@@ -117,10 +119,14 @@ class UndividedAccumulation(AbstractCheck[AccumulationMeasurement]):
                 sentence="No step that was looked at adds up the gradients of several batches.",
             )
         told = [step for step in steps if step.weights]
+        if not told and all(step.has_loss_of_its_own for step in steps):
+            return Judgement(
+                outcome=Outcome.NOT_APPLICABLE,
+                sentence="Each backward of a step has a loss of its own: terms of one loss, not "
+                "microbatches.",
+            )
         if not told:
             why = "no loss function of torch was seen in every backward"
-            if any(step.is_loss_seen for step in steps):
-                why = "no loss function is in every backward of every rank, with a finite gradient"
             return Judgement(
                 outcome=Outcome.UNDECIDED,
                 sentence=f"{steps[0].run}: {counted(steps[0].num_backwards, 'backward')} make a "
@@ -217,9 +223,25 @@ class UndividedAccumulation(AbstractCheck[AccumulationMeasurement]):
 
 
 def _steps(run: Run) -> Iterator[AccumulatedStep | None]:
-    batches = batches_per_backward(run)
+    batches: Mapping[int, float | None] = {}
+    if not _has_parallel_loaders(run):
+        batches = batches_per_backward(run)
     for look in closer_looks(run):
         yield _step(look, batches.get(look.probe.optimizer))
+
+
+def _has_parallel_loaders(run: Run) -> bool:
+    """Training draws from two loaders at a time: whether backwards are microbatches of one loss, or
+    terms of it, each for the batch of one loader, nothing says."""
+    for rank in run.ranks:
+        passes = [record for record in rank.of(PassRecord) if record.use == "training"]
+        ends: dict[int, int] = {}
+        for one in sorted(passes, key=lambda record: record.first_step):
+            others = [end for loader, end in ends.items() if loader != one.loader]
+            if one.last_step > one.first_step and max(others, default=0) > one.first_step:
+                return True
+            ends[one.loader] = max(one.last_step, ends.get(one.loader, 0))
+    return False
 
 
 def _step(look: CloserLook, batches: float | None) -> AccumulatedStep | None:
@@ -245,7 +267,12 @@ def _step(look: CloserLook, batches: float | None) -> AccumulatedStep | None:
         later=_later(look),
         is_one_batch_each=None if batches is None else accumulates(probe, batches),
         is_plain_sum=bool(label) and _is_plain_sum(look.records, label),
-        is_loss_seen=any(record.arrivals for record in look.records),
+        has_loss_of_its_own=label is None
+        and all(
+            len({a.backward for a in record.arrivals if a.weight is not None})
+            == probed.num_backwards
+            for record, probed in zip(look.records, probe.records, strict=True)
+        ),
     )
 
 

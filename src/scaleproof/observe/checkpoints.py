@@ -74,10 +74,13 @@ def _own_loaders(base: type) -> list[type]:
 
 
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
-    is_watched = _loading.is_before_training() and current.observer is not None
-    if is_watched and not _is_preparing_to_load():
+    if current.observer is None or not _loading.is_before_training():
+        return
+    if not _is_preparing_to_load():
         _safely(_loading.write, optimizer)
         _loading.end()
+        if _loading.trouble:
+            current.observer.troubles.note("checkpoint", _loading.trouble)
 
 
 def _is_preparing_to_load() -> bool:
@@ -174,9 +177,6 @@ class _Loading:
         """The first step of this process is about to be made."""
         observer = current.observer
         assert observer is not None  # the only caller asks
-        if self.trouble:
-            observer.troubles.note("checkpoint", self.trouble)
-            return
         restored, in_use = self._num_restored(), self._num_in_use()
         trained = _optimizer_state(optimizer.param_groups, {})
         for file in self.files:

@@ -30,7 +30,6 @@ def force_groups() -> None:
 
     names = [*_BACKEND_POSITIONS, *_OBJECT_FUNCTIONS, "is_nccl_available", "is_backend_available"]
     before = {name: getattr(c10d, name) for name in names}
-    before["init_device_mesh"] = device_mesh.init_device_mesh
     for name, position in _BACKEND_POSITIONS.items():
         _force_backend(c10d, name, position)
     for name in _OBJECT_FUNCTIONS:
@@ -39,12 +38,11 @@ def force_groups() -> None:
     _force_meshes(device_mesh)
     if not hasattr(c10d, "ProcessGroupNCCL"):
         c10d.ProcessGroupNCCL = dist.ProcessGroupNCCL = _ProcessGroupNCCL  # type: ignore[attr-defined]
-    _rename(before, {name: getattr(c10d, name, None) for name in names}, device_mesh)
+    _rename(before, {name: getattr(c10d, name) for name in names})
 
 
-def _rename(before: dict[str, Any], after: dict[str, Any], device_mesh: Any) -> None:
+def _rename(before: dict[str, Any], after: dict[str, Any]) -> None:
     """Modules of torch that have imported the originals by name get what replaces them."""
-    after["init_device_mesh"] = device_mesh.init_device_mesh
     modules = [module for name, module in sys.modules.items() if name.startswith("torch.dist")]
     for module in modules:
         for name, original in before.items():
@@ -144,19 +142,12 @@ def _force_answers(c10d: Any) -> None:
 def _force_meshes(device_mesh: Any) -> None:
     where = "a device mesh of 'cuda'"
 
-    def initializing(original: Any) -> Any:
-        def init_device_mesh(device_type: str, *args: Any, **kwargs: Any) -> Any:
-            return original(_kind(device_type, where), *args, **kwargs)
-
-        return init_device_mesh
-
     def making(original: Any) -> Any:
         def __init__(self: Any, device_type: str, *args: Any, **kwargs: Any) -> None:
             original(self, _kind(device_type, where), *args, **kwargs)
 
         return __init__
 
-    replace(device_mesh, "init_device_mesh", initializing)
     replace(device_mesh.DeviceMesh, "__init__", making)
 
     def from_group(original: Any) -> Any:

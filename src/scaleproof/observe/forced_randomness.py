@@ -50,7 +50,7 @@ class DeviceRandomness:
             generator.set_state(state)
 
     def manual_seed(self, seed: int) -> None:
-        by_torch = False  # torch.manual_seed, which seeds the CPU's generator next
+        by_torch = called_by_torch()  # torch.manual_seed, which seeds the CPU's generator next
         self._seed(int(seed), is_own=not by_torch and int(seed) != torch.initial_seed())
 
     def seed(self) -> None:

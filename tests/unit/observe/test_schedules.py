@@ -29,11 +29,11 @@ def of_a_closure(optimizer: Any, num_training_steps: int) -> Any:
     return lr_scheduler.LambdaLR(optimizer, rate)
 
 
-def of_a_partial(optimizer: Any, **settings: int | None) -> Any:
+def of_a_partial(optimizer: Any, **settings: Any) -> Any:
     def rate(step: int, *, num_warmup_steps: int, num_training_steps: int | None) -> float:
         return 1.0
 
-    return lr_scheduler.LambdaLR(optimizer, functools.partial(rate, **settings))  # type: ignore
+    return lr_scheduler.LambdaLR(optimizer, functools.partial(rate, **settings))
 
 
 def warmed_up(optimizer: Any, last: Any, milestone: int = 5) -> Any:
