@@ -125,6 +125,17 @@ def test_a_plain_sum_keeps_the_size_of_one_batch(tmp_path: Path) -> None:
     assert finding(tmp_path / "twice", twice).outcome is Outcome.FAIL
 
 
+def test_a_sum_over_the_number_of_backwards_is_a_plain_one(tmp_path: Path) -> None:
+    script = replace(
+        SOUND, num_backwards=2, replays=reference(0.5), change=unknown_reduction,
+        arrivals=losses(reduction="sum", weight=2.0),
+    )  # fmt: skip
+    assert finding(tmp_path / "1", script).outcome is Outcome.PASS
+    # As many items as backwards: it may as well be a mean.
+    script = replace(script, num_backwards=4, arrivals=losses(reduction="sum", weight=1.0))
+    assert finding(tmp_path / "2", script).outcome is Outcome.UNDECIDED
+
+
 def test_one_over_n_is_undecided_where_no_loss_was_seen(tmp_path: Path) -> None:
     unseen = replace(
         SOUND,

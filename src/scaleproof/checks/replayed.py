@@ -25,7 +25,7 @@ from scaleproof.checks.reference_numbers import (
     fit_of,
     numbers_of,
 )
-from scaleproof.evidence.close_ups import ReplayName
+from scaleproof.evidence.close_ups import LossArrival, ReplayName
 from scaleproof.evidence.replays import Replay, replays_of
 from scaleproof.evidence.study import Run
 
@@ -49,7 +49,8 @@ class ComparedStep(msgspec.Struct, frozen=True, kw_only=True):
     ``sources``: (rank, backward) of the ranks' own gradients, backward -1 for all of a step
     together; ``effective``: weights of the sources in what was used; ``in_reference``: in the
     reference. ``num_samples`` (None: not known) and ``num_items`` (those the losses were computed
-    of) are by rank. ``is_plain_sum``: nothing divided the sum over the items.
+    of) are by rank. ``is_plain_sum``: nothing divided the sum
+    over the items, unless the number of backwards did.
     ``off``: tensors that are off by themselves, in the order of the model.
     """
 
@@ -263,9 +264,13 @@ def _facts(
         in_reference=numbers.in_reference,
         num_samples=tuple(int(n) for n in num_samples) if is_counted else None,
         num_items=tuple(sum(a.num_items for a in record.arrivals) for record in look.records),
-        is_plain_sum=reductions == {"sum"} or _is_plain_sum(look),
+        is_plain_sum=reductions == {"sum"} or (_is_plain_sum(look) and not _may_be_mean(look)),
         is_loss_seen=reductions <= {"mean", "sum"}
-        or (bool(arrivals) and all(a.weight is not None for a in arrivals)),
+        or (
+            bool(arrivals)
+            and all(arrival.weight is not None for arrival in arrivals)
+            and not _may_be_mean(look)
+        ),
         is_random=any(r.drawn for one in (look, *replayed.values()) for r in one.records),
         off=numbers.off,
         num_tensors=0 if gradients is None else len(gradients.names),
@@ -273,13 +278,28 @@ def _facts(
 
 
 def _is_plain_sum(look: CloserLook) -> bool:
-    """Some loss was summed on every rank, and reached backward without a division."""
+    """Some loss was summed on every rank, and reached backward without a division, unless by the
+    number of backwards."""
     return all(
-        any(
-            arrival.reduction == "sum"
-            and arrival.weight is not None
-            and abs(arrival.weight - arrival.num_items) <= _SUMMED * arrival.num_items
-            for arrival in record.arrivals
-        )
-        for record in look.records
+        any(_is_summed(arrival, 1) or _is_summed(arrival, probe.num_backwards) for arrival in of)
+        for probe, of in zip(look.probe.records, _arrivals(look), strict=True)
     )
+
+
+def _may_be_mean(look: CloserLook) -> bool:
+    """As many items as backwards: a sum over the one is divided by it, or by the other."""
+    return any(
+        arrival.num_items == probe.num_backwards > 1 and _is_summed(arrival, arrival.num_items)
+        for probe, of in zip(look.probe.records, _arrivals(look), strict=True)
+        for arrival in of
+    )
+
+
+def _arrivals(look: CloserLook) -> list[tuple[LossArrival, ...]]:
+    return [record.arrivals for record in look.records]
+
+
+def _is_summed(arrival: LossArrival, divisor: int) -> bool:
+    if arrival.reduction != "sum" or arrival.weight is None:
+        return False
+    return abs(arrival.weight * divisor - arrival.num_items) <= _SUMMED * arrival.num_items

@@ -72,7 +72,14 @@ class CouplingRecord(msgspec.Struct, frozen=True, kw_only=True, tag="coupling"):
     modules: tuple[tuple[str, str], ...]
 
 
-CloseUp = CloseUpRecord | CouplingRecord
+@final
+class ForcedRecord(msgspec.Struct, frozen=True, kw_only=True, tag="forced"):
+    """What the process asked of CUDA or NCCL and was given on the CPU, each once."""
+
+    what: tuple[str, ...]
+
+
+CloseUp = CloseUpRecord | CouplingRecord | ForcedRecord
 
 ReplayName = Literal["union", "reordered", "whole-step"]
 """``union``: each backward is given what all ranks gave theirs, together; ``reordered``: the same

@@ -14,10 +14,12 @@ from scaleproof.evidence.troubles import append_trouble
 from scaleproof.launch.environment import ProcessFacts
 from scaleproof.observe import libraries, patches, report
 from scaleproof.observe.checking import Checking
+from scaleproof.observe.force_cpu import force_cpu
 from scaleproof.observe.metrics import MetricsReceiver
 from scaleproof.observe.observer import Observer
 from scaleproof.observe.patch_loaders import loader_lines
 from scaleproof.observe.presence import present, watch_process_group
+from scaleproof.observe.schedules import write_schedules
 
 
 def attach(paths: RunPaths, facts: ProcessFacts) -> None:
@@ -32,6 +34,8 @@ def attach(paths: RunPaths, facts: ProcessFacts) -> None:
             append_trouble(paths.trouble(os.getpid()), Missing(what=what, why=why))
 
     checking = None if facts.check is None else Checking(facts.check, note)
+    if facts.check is not None and facts.check.forced_devices:
+        force_cpu(facts.check.forced_devices)  # before anything else is patched
     patches.install(lambda: _observe(paths, facts, checking), note)
     if checking is not None:
         checking.install()
@@ -56,10 +60,11 @@ def _observe(paths: RunPaths, facts: ProcessFacts, checking: Checking | None) ->
         receiver.write()
         for why in report.dropped():
             observer.troubles.note("report", why)
+        write_schedules(observer)
         observer.end()
 
     if checking is not None:
-        checking.begin(observer, end)
+        end = checking.begin(observer, end)
     atexit.register(end)
     # A forked child of multiprocessing runs no exit handlers, but these.
     multiprocessing.util.Finalize(None, end, exitpriority=0)

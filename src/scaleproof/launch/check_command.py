@@ -23,6 +23,7 @@ from scaleproof.evidence.writer import write_json
 from scaleproof.launch.environment import world_of_one
 from scaleproof.launch.interrupts import Interrupts
 from scaleproof.launch.launchers import Launcher, launcher_of
+from scaleproof.launch.needs_cuda import needs_cuda
 from scaleproof.launch.observe_command import ARM, run_observed
 from scaleproof.launch.replay_plan import UnreplayableError, plan_replay
 from scaleproof.launch.script_arms import into_log, last_lines, log_of, manifest_of
@@ -130,7 +131,7 @@ def conduct_check(study: StudyPaths, plan: CheckPlan, watcher: CheckWatcher) -> 
     try:
         run = _run_ranks(paths, plan)
         steps = max((len(rank.observed_steps) for rank in run.ranks), default=0)
-        watcher.ended(f"{len(run.ranks)} ranks, {steps} steps")
+        watcher.ended(f"{_counted(len(run.ranks), 'rank')}, {_counted(steps, 'step')}")
         _replay(run, plan, watcher)
     finally:
         shutil.rmtree(paths.material, ignore_errors=True)
@@ -148,12 +149,18 @@ def _run_ranks(paths: RunPaths, plan: CheckPlan) -> Run:
         )
     if interrupts.is_seen:
         raise KeyboardInterrupt
+    if not (paths.root.parent / "study.json").exists():
+        raise RunError(
+            f"{paths.root} was removed while {options.script} ran. If the script clears its working "
+            "folder, name a study folder elsewhere with --out."
+        )
     run = load_run(paths, ARM, 0)
     if not paths.hang.exists():  # a hang is found by its check, with all that is known
         try:
             manifest_of(run, exit_code)
         except RunError as error:
-            raise RunError(f"{error}{_advice(last_lines(log_of(paths)), options)}") from error
+            output = f"{error}\n{last_lines(log_of(paths))}"
+            raise RunError(f"{error}{_advice(output, options)}") from error
     return run
 
 
@@ -175,7 +182,9 @@ def _replay(run: Run, plan: CheckPlan, watcher: CheckWatcher) -> None:
     names: list[ReplayName] = ["union", "reordered"]
     if todo.microbatches:
         names.append("whole-step")
-    watcher.begins(run.paths.replay("union"), f"Replaying {len(todo.steps)} steps on one process")
+    watcher.begins(
+        run.paths.replay("union"), f"Replaying {_counted(len(todo.steps), 'step')} on one process"
+    )
     with Interrupts() as interrupts, ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda name: _replay_one(run, plan, name, len(todo.steps)), names))
     if interrupts.is_seen:
@@ -278,11 +287,21 @@ _ADVICE = (
         ("the following arguments are required", "error: unrecognized arguments", "\nusage: "),
         "Give the script its arguments after two dashes: scaleproof check {script} -- --data ...",
     ),
+    (
+        ("no training was seen in it",),
+        "Check a script that trains with an optimizer of torch.optim. One that starts its ranks "
+        "itself needs --launcher python.",
+    ),
 )
 
 
 def _advice(output: str, options: CheckOptions) -> str:
     """What to change in the command line, where the script's output tells."""
+    if not options.force_cpu and needs_cuda(output):
+        return (
+            "\nIt needs CUDA or NCCL, which are not here. Add --force-cpu: what it asks of them is "
+            "mapped to the CPU and gloo."
+        )
     for signs, advice in _ADVICE:
         if any(sign in f"\n{output}" for sign in signs):
             return "\n" + advice.format(script=options.script)
@@ -293,3 +312,7 @@ def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -109,6 +109,7 @@ def observed_environment(
         _EVERY: str(every),
         _PIN: "1" if pin else "0",
         _CHECK: "" if check is None else msgspec.json.encode(check).decode(),
+        **({"CUDA_VISIBLE_DEVICES": ""} if check is not None and check.forced_devices else {}),
     }
 
 

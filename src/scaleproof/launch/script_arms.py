@@ -4,6 +4,7 @@ The runs follow one another, each observed: a script can't be stopped between it
 arm goes first alternates from seed to seed, so that neither always follows the other.
 """
 
+import re
 import shlex
 import shutil
 import sys
@@ -39,7 +40,7 @@ SEED_PLACE = "{seed}"
 """What stands for the seed in the arguments of a script or a command."""
 
 LOG_LINES = 20
-MAX_LINE_BYTES = 400
+NUM_LOG_BYTES = 40_000
 
 
 @final
@@ -312,6 +313,15 @@ def last_lines(log: Path) -> str:
     if not log.exists():
         return ""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - LOG_LINES * MAX_LINE_BYTES))
+        file.seek(max(0, log.stat().st_size - NUM_LOG_BYTES))
         text = file.read().decode(errors="replace")
-    return "\n".join(text.splitlines()[-LOG_LINES:])
+    return "\n".join(_without_agent(text.splitlines())[-LOG_LINES:])
+
+
+_OF_THE_AGENT = re.compile(r"[EW]\d{4} .*(?:closing signal|failed \(exitcode)")
+
+
+def _without_agent(lines: list[str]) -> list[str]:
+    """What the script said, without what torchrun says of its failure afterwards."""
+    found = (index for index, line in enumerate(lines) if _OF_THE_AGENT.match(line))
+    return lines[: next(found, 0)] or lines

@@ -17,10 +17,12 @@ from torch.optim.optimizer import (
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 
+from scaleproof.evidence.close_ups import ForcedRecord
 from scaleproof.observe import current
 from scaleproof.observe.arrivals import Arrivals, patch_losses
 from scaleproof.observe.close_ups import CloseUps
 from scaleproof.observe.dropout import switch_dropout_off
+from scaleproof.observe.force_cpu import what_was_mapped
 from scaleproof.observe.guard import describe
 from scaleproof.observe.observer import Observer
 from scaleproof.observe.patch_check import patch_check
@@ -50,6 +52,7 @@ class Checking:
         self._facts = facts
         self._note = note
         self._end: Callable[[], None] = lambda: None
+        self._has_ended = False
         self._arrivals = Arrivals()
         self.draws = Draws(self._before_draw, self._after_draw)
         self._material: Material | None = None
@@ -75,18 +78,26 @@ class Checking:
         register_optimizer_step_pre_hook(self._before_step)
         register_optimizer_step_post_hook(self._after_step)
 
-    def begin(self, observer: Observer, end: Callable[[], None]) -> None:
-        """This process made its first optimizer."""
-        self._end = end
+    def begin(self, observer: Observer, end: Callable[[], None]) -> Callable[[], None]:
+        """This process made its first optimizer. Returns what is to be called at its end."""
+
+        def forced_and_end() -> None:
+            if self._facts.forced_devices and not self._has_ended:
+                self._has_ended = True
+                observer.folder.record(ForcedRecord(what=what_was_mapped()))
+            end()
+
+        self._end = forced_and_end
         self.close_ups = CloseUps(observer, self._arrivals)
         if self._material is None or self._plan is None or self._facts.replay is None:
             self.recorder = Recorder(observer, Path(self._facts.material), self._facts.num_kept)
             observer.before_forward = self.recorder.forward_begins
-            return
+            return self._end
         feeder = Feeder(self._material, self._plan, self._facts.replay)
         self.replayer = Replayer(observer, self._material, self._plan, feeder, self.leave)
         observer.before_forward = self.replayer.forward_begins
         self.draws.substitute = self.replayer.substitute
+        return self._end
 
     def leave(self, why: str) -> NoReturn:
         """End the replay here. ``why``: empty when it did all it had to."""

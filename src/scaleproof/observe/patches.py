@@ -18,6 +18,7 @@ from torch.optim.optimizer import (
 from torch.utils.data import get_worker_info
 
 from scaleproof.observe import current
+from scaleproof.observe.checkpoints import patch_checkpoints
 from scaleproof.observe.guard import describe
 from scaleproof.observe.observer import Observer
 from scaleproof.observe.patch_calls import patch_backward, patch_forward, patch_wrappers
@@ -27,6 +28,7 @@ from scaleproof.observe.patch_gradients import (
     patch_scaler,
 )
 from scaleproof.observe.patch_loaders import patch_loaders
+from scaleproof.observe.schedules import patch_schedulers
 
 _make_observer: Callable[[], Observer] | None = None
 _made_by: Callable[[], Observer] | None = None
@@ -47,6 +49,8 @@ def install(make_observer: Callable[[], Observer], note: Callable[[str, str], No
     patch_clipping()
     patch_scaler()
     patch_process_group()
+    patch_schedulers()
+    patch_checkpoints()
 
 
 def _forget() -> None:

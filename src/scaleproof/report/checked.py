@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from scaleproof.checks.replayed import compared_steps
-from scaleproof.evidence.close_ups import ReplayName
+from scaleproof.evidence.close_ups import ForcedRecord, ReplayName
 from scaleproof.evidence.observations import EndRecord
 from scaleproof.evidence.replays import replays_of
 from scaleproof.evidence.study import Run, Study
@@ -36,6 +36,8 @@ class CheckedScript(msgspec.Struct, frozen=True, kw_only=True):
     num_steps: int
     was_ended: bool
     forces_cpu: bool
+    forced: tuple[str, ...]
+    """What was asked of CUDA or NCCL, and given on the CPU."""
     replays: tuple[ReplaySummary, ...]
     num_compared: int
     agreement: float | None
@@ -57,6 +59,9 @@ def measure_checked(study: Study) -> CheckedScript | None:
         num_steps=asked.num_steps,
         was_ended=any(end.was_ended for end in ends),
         forces_cpu=asked.forces_cpu,
+        forced=tuple(
+            dict.fromkeys(w for rank in run.ranks for r in rank.of(ForcedRecord) for w in r.what)
+        ),
         replays=_replays(run),
         num_compared=len(steps),
         agreement=_median([step.error for step in steps]),

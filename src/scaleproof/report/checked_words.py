@@ -1,5 +1,6 @@
 """The table and the sentences about a check that all text formats show."""
 
+from scaleproof.checks.wording import listed
 from scaleproof.report.checked import CheckedScript
 from scaleproof.report.tables import Table
 
@@ -42,7 +43,8 @@ def sentences(checked: CheckedScript | None) -> tuple[str, ...]:
             "end."
         )
     if checked.forces_cpu:
-        found.append("CUDA and NCCL were mapped to the CPU and gloo (--force-cpu).")
+        what = listed(checked.forced) if checked.forced else "nothing was asked of them"
+        found.append(f"CUDA and NCCL were mapped to the CPU and gloo (--force-cpu): {what}.")
     return tuple(found)
 
 
@@ -54,7 +56,7 @@ def _replayed(checked: CheckedScript) -> str:
         return "Nothing was replayed: the run did not come to its end."
     if checked.agreement is None:
         return f"Not replayed on one process: {union.why_not or 'nothing could be compared'}."
-    noise = "" if checked.noise is None else f", its own rounding {checked.noise:.1e}"
+    noise = "" if not checked.noise else f", its own rounding {checked.noise:.1e}"
     rest = f" Then it stopped: {union.why_not}." if union.why_not else ""
     return (
         f"Replayed {union.num_steps} of {union.num_wanted} steps on one process, fed what all "
