@@ -151,8 +151,8 @@ def _run_ranks(paths: RunPaths, plan: CheckPlan) -> Run:
         raise KeyboardInterrupt
     if not (paths.root.parent / "study.json").exists():
         raise RunError(
-            f"{paths.root} was removed while {options.script} ran. If the script clears its working "
-            "folder, name a study folder elsewhere with --out."
+            f"{paths.root} was removed while {options.script} ran. If the script clears its "
+            "working folder, name a study folder elsewhere with --out."
         )
     run = load_run(paths, ARM, 0)
     if not paths.hang.exists():  # a hang is found by its check, with all that is known

@@ -1,9 +1,10 @@
 """What a run's replays have to do, from what its ranks recorded; or why they can't be made."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import final
 
-from scaleproof.evidence.observations import LoaderRecord, OptimizerRecord, PassRecord
+from scaleproof.evidence.observations import EndRecord, LoaderRecord, OptimizerRecord, PassRecord
 from scaleproof.evidence.study import Run
 from scaleproof.observe.replay.material import Material
 from scaleproof.observe.replay.plan import BatchKey, PlannedStep, ReplayPlan
@@ -48,6 +49,9 @@ def plan_replay(run: Run, material: Material, num_kept: int) -> ReplayPlan:
         steps=steps,
         training=tuple(sorted(training)),
         microbatches=_microbatches(keys, steps),
+        lengths=_lengths(run, material),
+        continues=any(len(table) > num_steps for table in tables)
+        or any(end.was_ended for rank in run.ranks for end in rank.of(EndRecord)),
         is_shared=_holds_shards(run),
     )
 
@@ -102,6 +106,16 @@ def _microbatches(
         groups.append(tuple(keys[first : first + step.num_backwards]))
         first += step.num_backwards
     return tuple(groups)
+
+
+def _lengths(run: Run, material: Material) -> dict[str, int]:
+    """Of loaders that are told apart by the line that makes them."""
+    places = Counter(record.where for record in run.ranks[0].of(LoaderRecord))
+    return {
+        where: length
+        for where, length in material.lengths.items()
+        if where and length >= 0 and places[where] == 1
+    }
 
 
 def _holds_shards(run: Run) -> bool:

@@ -5,7 +5,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, final
 
@@ -71,7 +71,7 @@ class Checking:
             stay_alone(self._plan.num_ranks, self.leave)
             fetch_alone()
             normalise_by_parts(self._sizes)
-            _patch_lengths(self._material)
+            _patch_lengths(self._plan.lengths)
             current.replace(_SingleProcessDataLoaderIter, "_next_data", self._around_next_data)
         patch_draws(self.draws)
         patch_check(self)
@@ -186,13 +186,13 @@ def _exit() -> NoReturn:
     os._exit(0)
 
 
-def _patch_lengths(material: Material) -> None:
+def _patch_lengths(lengths: Mapping[str, int]) -> None:
     """``len(loader)`` is that of a rank's: schedules and last batches are reckoned by it."""
 
     def around(original: Any) -> Any:
         def __len__(self: Any) -> int:
-            length = material.lengths.get(loader_lines.get(self, ""))
-            return original(self) if length is None or length < 0 else length
+            length = lengths.get(loader_lines.get(self, ""))
+            return original(self) if length is None else length
 
         return __len__
 

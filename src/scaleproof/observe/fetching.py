@@ -19,12 +19,20 @@ NUM_FETCHES = 2
 """Fetches of a pass that are looked at."""
 
 
-current: tuple[int, int, Path] | None = None
-"""What is fetched from now on, here or in workers that are forked from here, is of this loader and
-pass; and the file that says so."""
+@final
+class FetchLook:
+    """The first fetches of one pass over a loader: in this process, or, each for itself, in workers
+    that were forked when the pass began. ``file``: where they are written."""
 
-num_left = 0
-"""Fetches of it that are still to be looked at, in this process."""
+    def __init__(self, loader: int, number: int, file: Path) -> None:
+        self.loader = loader
+        self.number = number
+        self.file = file
+        self.num_left = NUM_FETCHES
+
+
+current: FetchLook | None = None
+"""What is fetched from now on, here or in workers that are forked from here, is of this pass."""
 
 
 @final
@@ -46,33 +54,32 @@ def states() -> dict[RandomSource, str]:
         return {}
 
 
-def write(before: dict[RandomSource, str], worker: int) -> None:
+def write(look: FetchLook, before: dict[RandomSource, str], worker: int) -> None:
     """Compare, and append a line: workers share the file. What can't be told is left out."""
-    global num_left
-    num_left -= 1
+    look.num_left -= 1
     after = states()
-    if current is None or not before or not after:
+    if not before or not after:
         return
-    loader, number, path = current
     fetched = Fetched(
-        loader=loader,
-        number=number,
+        loader=look.loader,
+        number=look.number,
         worker=worker,
         states=before,
         drawn=tuple(source for source in RandomSource if after[source] != before[source]),
     )
     with contextlib.suppress(OSError):  # the disk is full: the fetch counts as not seen
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        file = os.open(look.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(file, msgspec.json.encode(fetched) + b"\n")
         finally:
             os.close(file)
 
 
-def begin(loader: int, number: int, file: Path) -> None:
+def begin(loader: int, number: int, file: Path) -> FetchLook:
     """A pass begins."""
-    global current, num_left
-    current, num_left = (loader, number, file), NUM_FETCHES
+    global current
+    current = FetchLook(loader, number, file)
+    return current
 
 
 def of_pass(path: Path, loader: int, number: int) -> Fetched | None:

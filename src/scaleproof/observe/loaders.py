@@ -21,7 +21,7 @@ from scaleproof.evidence.observations import (
 )
 from scaleproof.observe import fetching
 from scaleproof.observe.contents import num_rows, row_digests
-from scaleproof.observe.fetching import Fetched
+from scaleproof.observe.fetching import Fetched, FetchLook
 from scaleproof.observe.ledger import ContentLedger, SampleLedger
 from scaleproof.observe.randomness import random_states
 from scaleproof.observe.writing import RankFolder
@@ -71,6 +71,7 @@ class Pass:
         self.sampler_epoch: int | None = None
         self.base_seed: int | None = None
         self.num_expected = num_batches(iterator)
+        self.fetch_look: FetchLook | None = None
 
     @property
     def is_used_up(self) -> bool:
@@ -164,7 +165,7 @@ class LoaderWatch:
         if iterator._num_workers > 0:
             this.base_seed = int(iterator._base_seed)
         self._open.append(this)
-        fetching.begin(info.number, this.number, self._folder.workers_file)
+        this.fetch_look = fetching.begin(info.number, this.number, self._folder.workers_file)
         return this
 
     def fetched(self, this: Pass, iterator: Any, batch: Any) -> None:

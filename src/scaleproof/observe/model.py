@@ -61,7 +61,7 @@ class ModelInventory:
             missing -= {id(parameter) for parameter in root.parameters()}
         if not missing:
             return []
-        live = list(_live_modules())
+        live = list(live_modules())
         owners = {id(module) for module in live if _holds(module, missing)}
         if not owners:
             return []
@@ -164,7 +164,8 @@ def is_sharded(tensor: Tensor) -> bool:
     return is_dtensor(tensor) and not all(p.is_replicate() for p in tensor.placements)  # type: ignore[attr-defined]
 
 
-def _live_modules() -> Iterator[nn.Module]:
+def live_modules() -> Iterator[nn.Module]:
+    """All there are."""
     for candidate in gc.get_objects():
         # The type, not isinstance: a lazy object may do anything when asked for its class.
         if issubclass(type(candidate), nn.Module) and "_parameters" in candidate.__dict__:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from scaleproof.evidence.observations import EndRecord, Moment, ResumeRecord, StepFlag
 from scaleproof.evidence.paths import RunPaths
 from scaleproof.evidence.pulse import Activity
+from scaleproof.observe.beside import ModulesBeside
 from scaleproof.observe.guard import Troubles, guarded
 from scaleproof.observe.loaders import LoaderWatch, Pass
 from scaleproof.observe.manifest import write_manifest
@@ -68,7 +69,8 @@ class Observer:
         self.pulse = presence.pulse
         self._every = every
         self._environment = environment
-        self._snapshots = Snapshots(self.folder, self.inventory)
+        self.beside = ModulesBeside(self.inventory, self.troubles)
+        self._snapshots = Snapshots(self.folder, self.inventory, self.beside)
         self.who: Whoami | None = None
         self._began_s = time.perf_counter()
         self._step_depth = 0
@@ -349,6 +351,7 @@ class Observer:
             )
         self.loaders.write_earlier()
         self.optimizers.find_modules(optimizer)
+        self.beside.find()
         self._know_roots()
         self._snapshots.plan(self._every)
         self.folder.record(process_record(who, self.inventory.roots))
@@ -371,6 +374,7 @@ class Observer:
         for root in self.inventory.roots:
             inner = unwrapped(root)
             self.roots[id(root)] = self.roots[id(inner)] = weakref.ref(inner)
+        self.beside.wait(self.roots)
 
     def _close_epoch(self) -> None:
         """The first training loader's pass is over: an epoch."""

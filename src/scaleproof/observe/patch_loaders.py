@@ -60,6 +60,9 @@ def patch_loaders() -> None:
             if observer is None:
                 return original(self)
             began_s = time.perf_counter()
+            this = getattr(self, "_scaleproof_pass", None)
+            if this is not None:  # another pass may have begun in between
+                fetching.current = this.fetch_look
             observer.pulse.beat(_INPUT)
             try:
                 batch = original(self)
@@ -82,12 +85,13 @@ def patch_loaders() -> None:
 
 def _around_fetch(original: Any) -> Any:
     def fetch(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if fetching.num_left <= 0:
+        look = fetching.current
+        if look is None or look.num_left <= 0:
             return original(self, *args, **kwargs)
         before = fetching.states()
         result = original(self, *args, **kwargs)
         worker = get_worker_info()
-        fetching.write(before, 0 if worker is None else worker.id)
+        fetching.write(look, before, 0 if worker is None else worker.id)
         return result
 
     return fetch

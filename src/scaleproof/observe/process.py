@@ -15,6 +15,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from scaleproof.evidence.observations import ProcessRecord
 from scaleproof.observe.model import FSDP, is_fsdp2_unit
+from scaleproof.observe.model_parallel import model_peers
 
 Parallelism = Literal["ddp", "fsdp2", "fsdp1", "data-parallel", "none"]
 
@@ -81,6 +82,7 @@ def process_record(who: Whoami, roots: list[nn.Module]) -> ProcessRecord:
         broadcasts_buffers=all(wrapper.broadcast_buffers for wrapper in wrappers)
         if wrappers
         else None,
+        model_peers=model_peers(roots),
     )
 
 

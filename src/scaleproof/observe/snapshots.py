@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from scaleproof.evidence.observations import Moment, SnapshotRecord
 from scaleproof.evidence.records import TensorKind
+from scaleproof.observe.beside import ModulesBeside
 from scaleproof.observe.model import ModelInventory, is_sharded, parameters_of
 from scaleproof.observe.state import StateFingerprint
 from scaleproof.observe.writing import RankFolder
@@ -28,9 +29,12 @@ NUM_EVEN_SNAPSHOTS = 4
 class Snapshots:
     """Takes and writes them."""
 
-    def __init__(self, folder: RankFolder, inventory: ModelInventory) -> None:
+    def __init__(
+        self, folder: RankFolder, inventory: ModelInventory, beside: ModulesBeside
+    ) -> None:
         self._folder = folder
         self._inventory = inventory
+        self._beside = beside
         self._fingerprint = StateFingerprint()
         self._last: SnapshotRecord | None = None
         self._interval = 1
@@ -77,7 +81,7 @@ class Snapshots:
         if buffers_only and not tensors:
             return
         if not buffers_only:
-            tensors = [*self._parameters(optimizers), *tensors]
+            tensors = [*self._parameters(optimizers), *tensors, *self._parameters_beside()]
         whole = [entry for entry in tensors if not is_sharded(entry[2])]
         states, sketches = self._fingerprint.of_tensors(_local(whole))
         name = f"snapshot-{steps_done:07d}-{moment}"
@@ -88,6 +92,7 @@ class Snapshots:
             num_sharded=len(tensors) - len(whole),
             sketches=self._folder.array(name, sketches),
             through_wrapper=through_wrapper,
+            beside=() if buffers_only else self._beside.labels(),
         )
         self._folder.record(record)
         if not buffers_only:
@@ -105,6 +110,7 @@ class Snapshots:
                 tensors=last.tensors,
                 num_sharded=last.num_sharded,
                 sketches=last.sketches,
+                beside=last.beside,
             )
         )
         return True
@@ -128,6 +134,9 @@ class Snapshots:
                     if isinstance(value, Tensor)
                 ]
         return [*found.values(), *state]
+
+    def _parameters_beside(self) -> list[tuple[TensorKind, str, Tensor]]:
+        return [(TensorKind.PARAMETER, name, some) for name, some in self._beside.parameters()]
 
 
 def _local(tensors: list[tuple[TensorKind, str, Tensor]]) -> list[tuple[TensorKind, str, Tensor]]:

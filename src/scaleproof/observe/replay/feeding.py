@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from torch import Tensor
+from torch.utils.data import Subset
 from torch.utils.data.dataloader import _DatasetKind
 
 from scaleproof.evidence.close_ups import ReplayName
@@ -35,12 +36,15 @@ class Feeder:
         self._material = material
         self._training = frozenset(plan.training)
         self._is_shared = plan.is_shared
+        self._continues = plan.continues
+        self._last_pass = max((key[:2] for key in material.batches), default=None)
         self.is_reordered = name == "reordered"
         self.gives_whole_steps = name == "whole-step"
         self._groups: dict[BatchKey, tuple[BatchKey, ...]] = {}
         if name == "whole-step":
             for keys in plan.microbatches:
                 self._groups.update(dict.fromkeys(keys, keys))
+        self._places: dict[int, tuple[Any, dict[int, int]]] = {}
         self._num_given: dict[tuple[int, int], int] = {}
         self.sizes: tuple[int, ...] = ()
         """Items of each part of the joint batch given last: what BatchNorm normalised together."""
@@ -60,6 +64,8 @@ class Feeder:
         key = (*of_pass, ordinal)
         parts = [part for one in self._groups.get(key, (key,)) for part in self._parts(one)]
         if not parts:
+            if self._continues and of_pass == self._last_pass:
+                return original()  # asked for ahead; it is not used any more
             raise StopIteration
         if self.is_reordered:
             parts = [_reversed(part) for part in reversed(parts)]
@@ -68,8 +74,20 @@ class Feeder:
         if iterator._dataset_kind != _DatasetKind.Map or any(p.indices is None for p in parts):
             return join_recorded(original(), tensors, self.sizes)
         ids = [index for part in parts for index in part.indices or ()]
-        this.drawn_ahead.append(_positions(this.data_set, ids))
-        return join_by_ids(_fetch(iterator, this, ids), tensors)
+        positions = self._positions(this.data_set, ids)
+        this.drawn_ahead.append(positions)
+        return join_by_ids(_fetch(iterator, positions), tensors)
+
+    def _positions(self, data_set: Any, ids: list[int]) -> list[int]:
+        """Where the root data set's ids are in ``data_set``: the way back through ``Subset``."""
+        if not isinstance(data_set, Subset):
+            return ids
+        if id(data_set) not in self._places:
+            roots = to_root(data_set, range(len(data_set)))
+            places = {root: place for place, root in reversed(list(enumerate(roots)))}
+            self._places[id(data_set)] = data_set, places
+        _, places = self._places[id(data_set)]
+        return [places.get(root, root) for root in ids]
 
     def _parts(self, key: BatchKey) -> list[Part]:
         entries = self._material.batches.get(key, [])
@@ -102,9 +120,8 @@ def _reversed(part: Part) -> Part:
     )
 
 
-def _fetch(iterator: Any, this: Pass, ids: list[int]) -> Any:
+def _fetch(iterator: Any, positions: list[int]) -> Any:
     """The joint batch as the script's own data set and ``collate_fn`` make it."""
-    positions = _positions(this.data_set, ids)
     fetcher = iterator._dataset_fetcher
     index = positions if fetcher.auto_collation or len(positions) != 1 else positions[0]
     try:
@@ -115,16 +132,3 @@ def _fetch(iterator: Any, this: Pass, ids: list[int]) -> Any:
         if length == 0:
             raise UnjoinableError("on one process, the script's data set is empty") from None
         return fetcher.fetch([position % length for position in positions])
-
-
-def _positions(data_set: Any, ids: list[int]) -> list[int]:
-    """Where the root data set's ids are in ``data_set``: the way back through ``Subset``."""
-    try:
-        length = len(data_set)
-    except (TypeError, NotImplementedError):
-        return ids
-    roots = to_root(data_set, range(length))
-    if roots is not None and isinstance(roots, range):
-        return ids
-    place = {root: position for position, root in reversed(list(enumerate(roots)))}
-    return [place.get(root, root) for root in ids]

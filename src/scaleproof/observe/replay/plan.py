@@ -22,6 +22,9 @@ class ReplayPlan(msgspec.Struct, frozen=True, kw_only=True):
     """``training``: (loader, pass) of the passes that were trained on. ``microbatches``: where
     gradients are accumulated, the batches of each step, in order; empty otherwise.
 
+    ``lengths``: ``len()`` of the loaders, by the script's line that makes them. ``continues``: the
+    ranks' run went on after these steps.
+
     ``is_shared``: ranks that hold parts of one tensor are given the same batch, which counts once.
     """
 
@@ -29,6 +32,8 @@ class ReplayPlan(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[PlannedStep, ...]
     training: tuple[tuple[int, int], ...]
     microbatches: tuple[tuple[BatchKey, ...], ...]
+    lengths: dict[str, int]
+    continues: bool
     is_shared: bool
 
 
