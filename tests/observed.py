@@ -142,10 +142,13 @@ class FakeReplay:
         gradient
     )
     is_clipped: bool = False  # leaves the gradient before clipping
+    # as of a script; None: those of the replayed one
+    arrivals: Callable[["FakeScript", int, int], tuple[LossArrival, ...]] | None = None
     # changes its OBSERVED_STEP_TABLE in place
     steps: Callable[[NDArray[Any]], None] = lambda table: None
     drawn: Callable[[int], tuple[RandomSource, ...]] = lambda step: ()
     num_steps: int | None = None  # all of them
+    is_last_another: bool = False  # leaves one step more, which is not that of the script
     why_not: str = ""
 
 
@@ -274,8 +277,9 @@ def _write_replay(
         noise = np.random.default_rng([script.seed, step, 11]).normal(size=gradient.shape)
         return gradient + replay.noise * _size(gradient) * noise
 
-    num_wanted = len(script.probed_steps)
+    num_wanted = max(script.probed_steps, default=0)
     num_steps = num_wanted if replay.num_steps is None else replay.num_steps
+    num_made = num_steps + replay.is_last_another
     one = FakeScript(
         num_ranks=1,
         num_epochs=script.num_epochs,
@@ -286,9 +290,10 @@ def _write_replay(
         parallelism="none",
         names=script.names,
         learning_rate=script.learning_rate,
-        probed_steps=script.probed_steps[:num_steps],
+        probed_steps=tuple(step for step in script.probed_steps if step <= num_made),
         snapshot_steps=(),
         num_backwards=script.num_backwards,
+        arrivals=replay.arrivals or script.arrivals,
         is_checked=True,
         local=local,
         final=lambda one, rank, step, locals_: replay.final(step, locals_[0]),

@@ -9,6 +9,7 @@ from scaleproof.cli_show import choose_profile, judge_and_report, say, told, was
 from scaleproof.errors import EvidenceError, RunError
 
 if TYPE_CHECKING:
+    from scaleproof.evidence.paths import StudyPaths
     from scaleproof.verdict.answers import Verdict
 
 
@@ -98,11 +99,18 @@ def check(
     paths = claim_folder(out, script)
     console = Console(stderr=True)
     with told(paths, console), CheckProgress(console) as progress:
-        conduct_check(paths, plan, progress)
+        conduct_check(paths, plan, progress, _is_unexplained)
     study, verdict = judge_and_report(paths, chosen)
     if any(run.hang is not None for run in study.runs.values()):
         return EXIT_CODES[RunError]
     return _exit_code_of(verdict)
+
+
+def _is_unexplained(paths: "StudyPaths") -> bool:
+    from scaleproof.checks.rank_dependent_gradients import is_unexplained
+    from scaleproof.evidence.study import load_study
+
+    return is_unexplained(load_study(paths.root))
 
 
 def _exit_code_of(verdict: "Verdict") -> int:

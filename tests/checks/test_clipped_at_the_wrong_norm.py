@@ -232,8 +232,44 @@ def test_clipping_by_hand_is_compared_with_one_device(tmp_path: Path) -> None:
 
     found = finding(tmp_path / "wrong", with_replay(2**0.5))
     assert found.outcome is Outcome.FAIL
-    assert "by a norm 1.41 times as large, the root of the 2 ranks; so at 3" in found.sentence
+    assert (
+        "clipped by a norm 1.41 times as large (the root of the number of ranks, 2); so at 3 steps"
+    ) in found.sentence
     assert finding(tmp_path / "sound", with_replay(1.0)).outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize("factors", [(0.5, 0.5, 0.5), (0.3, 0.3, 0.3), (2.0, 2.0, 2.0)])
+def test_a_constant_factor_that_nothing_was_called_for_is_no_clipping(
+    tmp_path: Path, factors: tuple[float, ...]
+) -> None:
+    """``param.grad /= num_ranks`` by hand, for one: misscaled."""
+
+    def final(script: FakeScript, rank: int, step: int, locals_: Gradients) -> np.ndarray:
+        return np.mean(locals_, axis=0) * factors[step - 1]
+
+    script = FakeScript(is_checked=True, final=final, replays={"union": FakeReplay()})
+    found = finding(tmp_path, script)
+
+    assert (found.outcome, found.sentence) == (Outcome.PASS, "No gradient was clipped.")
+
+
+def test_a_factor_of_a_norm_changes_from_step_to_step(tmp_path: Path) -> None:
+    def final(script: FakeScript, rank: int, step: int, locals_: Gradients) -> np.ndarray:
+        return np.mean(locals_, axis=0) * (0.4, 0.45, 0.7)[step - 1]
+
+    script = FakeScript(is_checked=True, final=final, replays={"union": FakeReplay()})
+
+    assert finding(tmp_path, script).outcome is Outcome.FAIL
+
+
+def test_what_a_replay_did_after_its_end_is_not_compared(tmp_path: Path) -> None:
+    def only_the_third(step: int, gradient: np.ndarray) -> np.ndarray:
+        return gradient * (0.1 if step == 3 else 1.0)
+
+    replay = FakeReplay(final=only_the_third, num_steps=2, is_last_another=True)
+    found = finding(tmp_path, FakeScript(is_checked=True, replays={"union": replay}), min_steps=1)
+
+    assert found.outcome is Outcome.PASS
 
 
 def test_without_a_replay_a_common_factor_tells_nothing(tmp_path: Path) -> None:

@@ -159,3 +159,79 @@ def test_a_script_that_reports_nothing_is_not_asked(tmp_path: Path) -> None:
 
     assert finding.outcome is Outcome.NOT_APPLICABLE
     assert not finding.is_evidence_missing
+
+
+def of_library(name: str, *, steps_done: int = 6, num_around: int = 3, usual: int = 2) -> FakeScript:
+    """Each rank's torchmetrics computes for itself after step 6; ``num_around`` collectives from
+    that step to the next, ``usual`` between others."""
+
+    def steps(_rank: int, table: np.ndarray) -> None:
+        table["num_collectives"] = usual
+        table["num_collectives"][6] = num_around
+
+    values = {rank: {name: next(iter(of.values()))} for rank, of in APART.items()}
+    more = reporting(values, source="torchmetrics", epoch=None, steps_done=steps_done)
+    return FakeScript(more=more, steps=steps)
+
+
+def test_a_librarys_accuracy_may_be_a_term_of_a_sum_made_later(tmp_path: Path) -> None:
+    judgement = judge(tmp_path, of_library("MulticlassAccuracy"))
+
+    assert judgement.outcome is Outcome.UNDECIDED
+    assert "rank 0 reported MulticlassAccuracy = 0.875 of its own 8 evaluation samples" in (
+        judgement.sentence
+    )
+    assert "report_metrics" in judgement.remedy
+
+
+def test_without_a_step_after_it_nobody_counted_what_came_later(tmp_path: Path) -> None:
+    script = of_library("MulticlassAccuracy", steps_done=18)
+
+    assert judge(tmp_path, script).outcome is Outcome.UNDECIDED
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(of_library("BinaryAccuracy", num_around=2), id="nothing else ran"),
+        pytest.param(of_library("MulticlassF1Score"), id="no mean of shards is that of all"),
+        pytest.param(of_library("BinaryAveragePrecision"), id="nor of its ranks"),
+    ],
+)
+def test_a_librarys_figure_that_is_no_term_fails(tmp_path: Path, script: FakeScript) -> None:
+    judgement = judge(tmp_path, script)
+
+    assert judgement.outcome is Outcome.FAIL
+    assert "no collective ran in between" in judgement.sentence
+
+
+def test_what_the_script_itself_reports_is_no_term(tmp_path: Path) -> None:
+    script = FakeScript(
+        more=reporting(APART, steps_done=6), steps=of_library("BinaryAccuracy").steps
+    )
+
+    assert judge(tmp_path, script).outcome is Outcome.FAIL
+
+
+def test_of_two_figures_the_one_that_is_certain_is_told(tmp_path: Path) -> None:
+    accuracy, f1 = of_library("MulticlassAccuracy"), of_library("MulticlassF1Score")
+    script = FakeScript(more=both(accuracy.more, f1.more), steps=f1.steps)
+    judgement = judge(tmp_path, script)
+
+    assert judgement.outcome is Outcome.FAIL
+    assert "MulticlassF1Score = 0.875" in judgement.sentence
+    assert "a mean of such figures is not that of all samples" in judgement.sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "num_collectives", "outcome"),
+    [("val_acc", 1, "pass"), ("val_loss", 1, "undecided"), ("val_acc", 0, "fail")],
+)
+def test_a_reported_figure_of_its_kind_settles_a_term(
+    tmp_path: Path, name: str, num_collectives: int, outcome: str
+) -> None:
+    term = of_library("MulticlassAccuracy")
+    reported = reporting({0: {name: 0.8}}, steps_done=6, num_collectives=num_collectives)
+    script = FakeScript(more=both(term.more, reported), steps=term.steps)
+
+    assert judge(tmp_path, script).outcome == outcome

@@ -3,6 +3,7 @@ import pytest
 from scaleproof.checks.metric_names import (
     direction_of,
     is_accuracy,
+    is_mean_over_samples,
     is_of_evaluation,
     is_of_training,
     may_be_share,
@@ -66,3 +67,19 @@ def test_shares() -> None:
 def test_words() -> None:
     assert words_of("train/acc1") == ("train", "acc1", "acc")
     assert is_of_training("train/acc1")
+
+
+@pytest.mark.parametrize(
+    ("name", "is_mean"),
+    [
+        ("MulticlassAccuracy", True),
+        ("MeanSquaredError", True),
+        ("val_loss", True),
+        ("MulticlassF1Score", False),
+        ("BinaryAveragePrecision", False),
+        ("JaccardIndex", False),
+        ("val/mIoU", False),
+    ],
+)
+def test_which_figures_the_ranks_may_add_up(name: str, is_mean: bool) -> None:
+    assert is_mean_over_samples(name) is is_mean

@@ -360,3 +360,33 @@ def test_loaders_that_can_not_be_matched_are_undecided(tmp_path: Path) -> None:
 
     assert judgement.outcome is Outcome.UNDECIDED
     assert "can't be told: observed-seed0, the loader of train.py:15" in judgement.sentence
+
+
+def drawn_for_all(script: FakeScript, rank: int, epoch: int) -> np.ndarray:
+    """All ranks draw the same with replacement, a few items often; each keeps its part."""
+    weights = np.where(np.arange(script.num_samples) < 6, 20.0, 1.0)
+    drawn = np.random.default_rng(epoch).choice(
+        script.num_samples, script.num_samples, p=weights / weights.sum()
+    )
+    return drawn[rank :: script.num_ranks]
+
+
+def test_a_sampler_for_ranks_that_hands_on_weighted_draws_passes(tmp_path: Path) -> None:
+    study = build_observed(tmp_path, FakeScript(fed=drawn_for_all))
+    hole = MissingSamples().measure(study).holes[0]
+
+    assert hole.num_missing > 0.2 * hole.num_items
+    assert judge(study).outcome is Outcome.PASS
+
+
+def test_a_sampler_for_ranks_that_repeats_and_always_leaves_out_the_same_is_undecided(
+    tmp_path: Path,
+) -> None:
+    """Each item of the first half twice, of the second half none: chance does otherwise."""
+    script = FakeScript(
+        fed=lambda script, rank, epoch: np.repeat(
+            np.random.default_rng(epoch).permutation(24)[rank::2], 2
+        )
+    )
+
+    assert judge(build_observed(tmp_path, script)).outcome is Outcome.UNDECIDED

@@ -3,6 +3,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 
 from observed import EVALUATION, FakeScript, build_observed
 from scaleproof.checks.check import Judgement, Outcome
@@ -216,3 +217,70 @@ def test_padding_that_gather_for_metrics_drops_again_passes(tmp_path: Path) -> N
 
     assert judgement.outcome is Outcome.PASS
     assert "are dropped before figures are made" in judgement.sentence
+
+
+def own_subsets(
+    sizes: tuple[int, int], num_root: int, *, num_scored: int | None = None, shares: bool = False
+) -> FakeScript:
+    """Rank 0 scores the first items of the data set, rank 1 the next: ``sizes`` of them, or the
+    first ``num_scored`` of those. ``shares``: training draws from the data set as well."""
+
+    def change(rank: int, record: Any) -> Any:
+        if not isinstance(record, LoaderRecord):
+            return record
+        if record.loader == EVALUATION:
+            return msgspec.structs.replace(
+                record,
+                num_items=sizes[rank],
+                num_root=num_root,
+                sampler="torch.utils.data.sampler.SequentialSampler",
+                shards=None,
+                drop_last=num_scored is not None,
+                data_set=0 if shares else record.data_set,
+            )
+        return record
+
+    def evaluated(script: FakeScript, rank: int, epoch: int) -> np.ndarray:
+        first = sizes[0] * rank
+        return np.arange(first, first + (num_scored or sizes[rank]))
+
+    return FakeScript(evaluated=evaluated, change=change)
+
+
+@pytest.mark.parametrize("num_scored", [8, 4])
+def test_the_tails_of_the_ranks_subsets_that_are_dropped_fail(
+    tmp_path: Path, num_scored: int
+) -> None:
+    """Batches of 4. Of 4 each, all ranks together score no more than one of them holds."""
+    script = own_subsets((11, 10), 21, num_scored=num_scored)
+    judgement = judge(build_observed(tmp_path, script))
+
+    assert judgement.outcome is Outcome.FAIL
+    assert (
+        f"{2 * num_scored} items scored, {2 * num_scored} different, {21 - 2 * num_scored} left out"
+    ) in judgement.sentence
+
+
+def test_subsets_of_all_items_pass(tmp_path: Path) -> None:
+    judgement = judge(build_observed(tmp_path, own_subsets((11, 10), 21)))
+
+    assert judgement.outcome is Outcome.PASS
+
+
+def test_what_dividing_into_equal_parts_rounds_off_fails(tmp_path: Path) -> None:
+    judgement = judge(build_observed(tmp_path, own_subsets((10, 10), 21)))
+
+    assert judgement.outcome is Outcome.FAIL
+    assert "20 items scored, 20 different, 1 left out" in judgement.sentence
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(own_subsets((10, 10), 21, shares=True), id="the rest is trained on"),
+        pytest.param(own_subsets((10, 10), 22), id="as many as there are ranks"),
+        pytest.param(own_subsets((10, 9), 20), id="parts that are not equal"),
+    ],
+)
+def test_a_part_that_was_chosen_passes(tmp_path: Path, script: FakeScript) -> None:
+    assert judge(build_observed(tmp_path, script)).outcome is Outcome.PASS

@@ -208,3 +208,43 @@ def test_a_script_that_does_not_resume_is_not_asked(tmp_path: Path) -> None:
 
     assert finding.outcome is Outcome.NOT_APPLICABLE
     assert not finding.is_evidence_missing
+
+
+@pytest.mark.parametrize(
+    ("first", "words"),
+    [
+        (1, ("made all 6 steps: 33.3 % of the epoch was fed twice",)),
+        (
+            2,
+            (
+                "made all 6 steps of the sampler's epoch 2: the rest (66.7 %) of the epoch that was "
+                "begun was left out",
+                "counted from 1, 33.3 % of it was fed twice",
+            ),
+        ),
+        (3, ("sampler's epoch 3: the rest (66.7 %) of the epoch that was begun was left out",)),
+    ],
+)
+def test_the_samplers_epoch_says_whether_the_rest_was_left_out(
+    tmp_path: Path, first: int, words: tuple[str, ...]
+) -> None:
+    """2 steps into the second epoch, number 1 from 0."""
+    script = FakeScript(more=resumed(STEPS_PER_EPOCH + 2), change=sampler_epochs(first))
+    judgement = judge(build_observed(tmp_path, script))
+
+    assert judgement.outcome is Outcome.FAIL
+    assert all(part in judgement.sentence for part in words)
+    assert ("counted from 1" in judgement.sentence) is (first == 2)
+    assert ("fed twice" in judgement.sentence) is (first < 3)
+
+
+def test_a_fixed_order_has_no_other_epoch_to_go_on_with(tmp_path: Path) -> None:
+    script = FakeScript(
+        fed=lambda script, rank, epoch: np.arange(rank, script.num_samples, 2),
+        more=resumed(STEPS_PER_EPOCH + 2),
+        change=sampler_epochs(3),
+    )
+    judgement = judge(build_observed(tmp_path, script))
+
+    assert judgement.outcome is Outcome.FAIL
+    assert "left out" not in judgement.sentence

@@ -5,10 +5,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from observed import EVALUATION, FakeScript, build_observed
+from observed import EVALUATION, FakeReplay, FakeScript, build_observed
 from scaleproof.checks.check import Outcome
 from scaleproof.checks.undivided_accumulation import UndividedAccumulation
-from scaleproof.evidence.close_ups import CloseUpRecord, LossArrival
+from scaleproof.evidence.close_ups import CloseUpRecord, LossArrival, ReplayName
 from scaleproof.evidence.observations import PassRecord
 from scaleproof.verdict.answers import Finding
 from scaleproof.verdict.run_check import run_check
@@ -137,6 +137,56 @@ def test_plain_sums_need_no_division(tmp_path: Path) -> None:
 
     assert found.outcome is Outcome.PASS
     assert "sums over their items" in found.sentence
+
+
+def test_a_sum_divided_by_the_backwards_passes(tmp_path: Path) -> None:
+    sums = [arrival(i, 8 / 3, reduction="sum", num_items=8) for i in range(3)]
+    found = finding(tmp_path, script(3, *sums))
+
+    assert found.outcome is Outcome.PASS
+    assert "sums over their items, divided by their number, at 3 steps." in found.sentence
+
+
+def test_a_sum_divided_by_its_items_alone_fails(tmp_path: Path) -> None:
+    sums = [arrival(i, 1.0, reduction="sum", num_items=8) for i in range(3)]
+
+    assert finding(tmp_path, script(3, *sums)).outcome is Outcome.FAIL
+
+
+def test_a_sum_of_as_many_items_as_backwards_is_open(tmp_path: Path) -> None:
+    """Divided by the one or by the other: 1 each."""
+    sums = [arrival(i, 1.0, reduction="sum", num_items=3) for i in range(3)]
+
+    assert finding(tmp_path, script(3, *sums)).outcome is Outcome.UNDECIDED
+
+
+def replayed(of_ranks: float, of_one: float, num_backwards: int = 2) -> FakeScript:
+    def arrivals(script: FakeScript, rank: int, step: int) -> tuple[LossArrival, ...]:
+        return tuple(arrival(i, of_one) for i in range(num_backwards))
+
+    replays: dict[ReplayName, FakeReplay] = {"union": FakeReplay(arrivals=arrivals)}
+    return of_weights(*[of_ranks] * num_backwards, replays=replays)
+
+
+def test_a_factor_of_the_ranks_is_not_one_of_the_backwards(tmp_path: Path) -> None:
+    """``loss / 2 * num_ranks``: one device shows that it is divided (see misscaled-gradients)."""
+    assert finding(tmp_path, replayed(1.0, 0.5)).outcome is Outcome.PASS
+
+
+def test_one_device_shows_what_a_factor_of_the_ranks_hides(tmp_path: Path) -> None:
+    found = finding(tmp_path, replayed(2.0, 1.0))
+
+    assert found.outcome is Outcome.FAIL
+    assert "and on one device, cross_entropy of train.py:60 counts 1 and 1" in found.sentence
+
+
+def test_a_constant_number_of_a_rank_s_items_is_its_mean(tmp_path: Path) -> None:
+    """``loss / 8`` of eight items a rank: on one device with all items it is the ranks' number."""
+    assert finding(tmp_path, replayed(1.0, 3.0, num_backwards=5)).outcome is Outcome.FAIL
+
+
+def test_both_sides_undivided_fail(tmp_path: Path) -> None:
+    assert finding(tmp_path, replayed(1.0, 1.0)).outcome is Outcome.FAIL
 
 
 def one_batch(rank: int, table: np.ndarray) -> None:

@@ -221,3 +221,41 @@ def test_a_spike_of_several_steps_counts_once_and_a_short_curve_has_none() -> No
 def test_losses_of_zero_and_below_are_no_trouble() -> None:
     assert len(spike_onsets(np.zeros(100))) == 0
     assert len(spike_onsets(np.linspace(0.5, -0.5, 100))) == 0
+
+
+def policy_gradient(seed: int, num_steps: int) -> np.ndarray:
+    """It changes sign, and rises while the reward does."""
+    noise = 0.1 * np.random.default_rng(seed).normal(size=num_steps)
+    return 0.3 * np.cos(np.linspace(0, 2 * np.pi, num_steps)) + noise
+
+
+def test_a_loss_that_goes_below_zero_is_not_judged_by_itself(tmp_path: Path) -> None:
+    judgement = judge(study_of(tmp_path, policy_gradient, None))
+
+    assert judgement.outcome is Outcome.NOT_APPLICABLE
+    assert "of the training losses lie below zero" in judgement.sentence
+
+
+def test_of_a_loss_below_zero_spikes_are_compared_with_the_baselines(tmp_path: Path) -> None:
+    def spiking_below(seed: int, num_steps: int) -> np.ndarray:
+        values = policy_gradient(seed, num_steps)
+        values[33::12] += 5.0
+        return values
+
+    alike = judge(study_of(tmp_path / "alike", policy_gradient, policy_gradient))
+    assert alike.outcome is Outcome.PASS
+    assert "whether it rises again is not judged" in alike.sentence
+    more = judge(study_of(tmp_path / "more", spiking_below, policy_gradient))
+    assert more.outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize(("num_below", "outcome"), [(10, "fail"), (11, "not-applicable")])
+def test_a_few_losses_below_zero_are_noise(tmp_path: Path, num_below: int, outcome: str) -> None:
+    """Of 200."""
+
+    def losses(seed: int, num_steps: int) -> np.ndarray:
+        values = rising(by=1.0)(seed, num_steps)
+        values[50 : 50 + num_below] = -0.01
+        return values
+
+    assert judge(study_of(tmp_path, losses, None)).outcome == outcome

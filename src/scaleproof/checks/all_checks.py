@@ -30,7 +30,9 @@ from scaleproof.checks.no_speed_up import NoSpeedUp
 from scaleproof.checks.non_finite import NonFinite
 from scaleproof.checks.overlapping_samples import OverlappingSamples
 from scaleproof.checks.padded_evaluation import PaddedEvaluation
+from scaleproof.checks.rank_dependent_gradients import RankDependentGradients
 from scaleproof.checks.recall_drop import RecallDrop
+from scaleproof.checks.repeated_samples import RepeatedSamples
 from scaleproof.checks.replica_drift import ReplicaDrift
 from scaleproof.checks.resume_repeats_samples import ResumeRepeatsSamples
 from scaleproof.checks.same_order_every_epoch import SameOrderEveryEpoch
@@ -40,6 +42,7 @@ from scaleproof.checks.train_validation_overlap import TrainValidationOverlap
 from scaleproof.checks.undivided_accumulation import UndividedAccumulation
 from scaleproof.checks.uneven_batches import UnevenBatches
 from scaleproof.checks.unfinished_schedule import UnfinishedSchedule
+from scaleproof.checks.unlike_model_parallel_inputs import UnlikeModelParallelInputs
 from scaleproof.checks.unrestored_state import UnrestoredState
 from scaleproof.checks.unscaled_clipping import UnscaledClipping
 from scaleproof.checks.unstable_loss import UnstableLoss
@@ -62,6 +65,7 @@ ALL_CHECKS: tuple[type[AbstractCheck[Any]], ...] = (
     UndividedAccumulation,
     DiscardedMicrobatches,
     MisscaledGradients,
+    RankDependentGradients,
     BatchCoupledOperation,
     FrozenParameters,
     NonFinite,
@@ -69,6 +73,8 @@ ALL_CHECKS: tuple[type[AbstractCheck[Any]], ...] = (
     BufferDrift,
     SampleCoverage,
     OverlappingSamples,
+    UnlikeModelParallelInputs,
+    RepeatedSamples,
     MissingSamples,
     UnevenBatches,
     TrainValidationOverlap,

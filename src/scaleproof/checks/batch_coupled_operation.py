@@ -90,7 +90,11 @@ class BatchCoupledOperation(AbstractCheck[BatchCoupledMeasurement]):
     question: ClassVar[Question] = Question.SOUND
     family: ClassVar[Family] = Family.GRADIENTS
     needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, SCRIPT, TWO_RANKS, STEPS, CLOSE_UPS)
-    consequence_of: ClassVar[tuple[str, ...]] = ("unsynced-gradients", "replica-drift")
+    consequence_of: ClassVar[tuple[str, ...]] = (
+        "unsynced-gradients",
+        "replica-drift",
+        "rank-dependent-gradients",
+    )
 
     min_items: int = 16
     """Of a rank's batch, for batch normalisation."""

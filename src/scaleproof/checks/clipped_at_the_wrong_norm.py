@@ -17,6 +17,10 @@ _MIN_TENSORS = 3
 """Fewer that are clipped one by one are parts, and may be meant so."""
 
 
+_CONSTANT = 0.01
+"""Relative difference of factors that are one number: norms change by more from step to step."""
+
+
 @final
 class WrongNormMeasurement(msgspec.Struct, frozen=True, kw_only=True):
     """``steps``: that were looked at. ``stages``: runs whose ranks own different tensors."""
@@ -47,7 +51,9 @@ class ClippedAtTheWrongNorm(AbstractCheck[WrongNormMeasurement]):
         of the number of ranks; if ranks made one gradient smaller by different factors; if
         `clip_grad_norm_` was called for each of three or more tensors alone; if ranks that own
         different tensors clip by unequal norms; and if a replay on one device made the same
-        gradient smaller by another factor. Clipping two parts of a model apart is no fault.
+        gradient smaller by another factor. Clipping two parts of a model apart is no fault, and
+        neither is a factor that nothing was called for and that is the same at all steps, or the
+        number of ranks or backwards: that is no clipping (see misscaled-gradients).
 
     What it can't see
         A limit that is never reached. Clipping single values. Norms of another kind (`norm_type`)
@@ -87,10 +93,15 @@ class ClippedAtTheWrongNorm(AbstractCheck[WrongNormMeasurement]):
     def judge(self, measurement: WrongNormMeasurement) -> Judgement:
         for stage in measurement.stages:
             return _judge_stages(stage, is_sure=stage.num_steps >= self.min_steps)
-        wrong = [(step, why) for step in measurement.steps if (why := self._what_is_wrong(step))]
+        told = [(step, _is_scaled(step, measurement.steps)) for step in measurement.steps]
+        wrong = [
+            (step, why)
+            for step, is_scaled in told
+            if (why := self._what_is_wrong(step, is_scaled=is_scaled))
+        ]
         if wrong:
             return self._judge_wrong(wrong)
-        clipped = [step for step in measurement.steps if step.is_called or _is_smaller(step)]
+        clipped = [s for s, is_scaled in told if s.is_called or (_is_smaller(s) and not is_scaled)]
         if not measurement.steps:
             return Judgement(
                 outcome=Outcome.UNDECIDED,
@@ -122,13 +133,13 @@ class ClippedAtTheWrongNorm(AbstractCheck[WrongNormMeasurement]):
             else "Look at more steps (--steps).",
         )
 
-    def _what_is_wrong(self, step: ClipFacts) -> str:
+    def _what_is_wrong(self, step: ClipFacts, *, is_scaled: bool) -> str:
         """Empty when nothing is."""
         return (
             self._per_tensor(step)
             or self._by_other_norms(step)
             or self._by_unequal_factors(step)
-            or self._by_another_than_replayed(step)
+            or ("" if is_scaled else self._by_another_than_replayed(step))
         )
 
     def _per_tensor(self, step: ClipFacts) -> str:
@@ -176,14 +187,35 @@ class ClippedAtTheWrongNorm(AbstractCheck[WrongNormMeasurement]):
             return ""
         num_ranks = len(step.ranks)
         why = ""
-        for name, power in ((f"the root of the {num_ranks} ranks", 0.5), ("the ranks", 1.0)):
-            for times, exponent in (("times", power), ("over", -power)):
+        for name, power in (("the root of the number", 0.5), ("the number", 1.0)):
+            for over, exponent in (("", power), ("1 over ", -power)):
                 if abs(ratio / num_ranks**exponent - 1) <= self.tolerance / 2:
-                    why = f", {'' if times == 'times' else '1 over '}{name}"
+                    why = f" ({over}{name} of ranks, {num_ranks})"
         return (
             f"the gradient is multiplied by {factor:.3g} and by {expected:.3g} on one device, from "
             f"the same gradient: it is clipped by a norm {ratio:.3g} times as large{why}"
         )
+
+
+def _is_scaled(step: ClipFacts, steps: Sequence[ClipFacts]) -> bool:
+    """Nothing was called to clip, and the factor is no norm's: it is that of all steps of the
+    optimizer, or a number that a division too much or too little leaves."""
+    factor = step.factors[0]
+    if step.is_called or factor is None:
+        return False
+    own = [s for s in steps if (s.run, s.where) == (step.run, step.where) and not s.is_called]
+    is_constant = len(own) > 1 and all(
+        _is_near(one.factors[0], factor) and _is_near(one.replayed, step.replayed) for one in own
+    )
+    numbers = {len(step.ranks), step.num_backwards, len(step.ranks) * step.num_backwards}
+    is_named = any(_is_near(factor, n) or _is_near(factor, 1 / n) for n in numbers)
+    return is_constant or (is_named and _is_near(step.replayed, 1.0))
+
+
+def _is_near(value: float | None, expected: float | None) -> bool:
+    if value is None or expected is None:
+        return value is expected
+    return abs(value - expected) <= _CONSTANT * abs(expected)
 
 
 def _is_smaller(step: ClipFacts) -> bool:

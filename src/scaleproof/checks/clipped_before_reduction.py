@@ -93,9 +93,10 @@ class ClippedBeforeReduction(AbstractCheck[ClippedMeasurement]):
         that function, weight times norm of the rank's own gradient is the same on all ranks though
         the norms are not, at `min_steps` steps; and when shards are scaled by factors further
         apart than `tolerance`. Steps where weights leave more than `max_residual` unexplained don't
-        count. A collective between clipping and the step (for the logged loss, for
-        one) is no proof; where ranks measured unequal norms before one and no probe tells what came
-        of it, it is undecided.
+        count, nor do those at which the ranks' loss scales differ (see schedule-drift): the scale
+        makes weights uneven then. A collective between clipping and the step (for the logged
+        loss, for one) is no proof; where ranks measured unequal norms before one and no probe
+        tells what came of it, it is undecided.
 
     What it can't see
         Clipping when no probed step reached the limit. Clipping single values.
@@ -248,7 +249,10 @@ def _probes(run: Run) -> Iterator[ClipProbe]:
 
 
 def _clip_probe(probe: StepProbe) -> ClipProbe | None:
-    """None where weights are not determined, or the ranks did not share their gradients."""
+    """None where weights are not determined, the ranks did not share their gradients, or shared
+    them scaled differently: what that does to weights is schedule-drift's."""
+    if len(set(probe.grad_scales)) > 1:
+        return None
     fit = fit_weights(probe)
     if not fit.is_determined or not np.isfinite(final_factors(probe)).all():
         return None

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from scaleproof.checks.closer_looks import CloserLook, closer_looks
+from scaleproof.checks.closer_looks import CloserLook, closer_looks, replayed_looks
 from scaleproof.checks.gradient_weights import has_weight, joined
 from scaleproof.checks.probes import owned_tensors
 from scaleproof.evidence.consistency import with_shape
@@ -51,6 +51,7 @@ class ClipFacts(msgspec.Struct, frozen=True, kw_only=True):
     num_first: int
     num_clipped: int
     num_tensors: int
+    num_backwards: int
 
     @property
     def norms(self) -> tuple[float | None, ...]:
@@ -82,11 +83,7 @@ class StageNorms(msgspec.Struct, frozen=True, kw_only=True):
 def clip_facts(run: Run) -> Iterator[ClipFacts]:
     """Of every step that was looked at, whether it was clipped or not."""
     replay = replays_of(run).get("union")
-    replayed = (
-        {}
-        if replay is None
-        else {(one.probe.optimizer, one.probe.step): one for one in closer_looks(replay.run)}
-    )
+    replayed = {} if replay is None else replayed_looks(replay)
     for look in closer_looks(run):
         yield _facts(run, look, replayed.get((look.probe.optimizer, look.probe.step)))
 
@@ -149,6 +146,7 @@ def _facts(run: Run, look: CloserLook, replayed: CloserLook | None) -> ClipFacts
         num_first=int(given.sum()),
         num_clipped=int(is_clipped.sum()),
         num_tensors=len(probe.names),
+        num_backwards=probe.num_backwards,
     )
 
 

@@ -13,6 +13,7 @@ from scaleproof.evidence.close_ups import CloseUpRecord
 from scaleproof.evidence.consistency import with_shape
 from scaleproof.evidence.observations import NUM_COORDINATES, StepFlag
 from scaleproof.evidence.rank import Rank
+from scaleproof.evidence.replays import Replay
 from scaleproof.evidence.study import Run
 
 _FLOAT = np.dtype("<f8")
@@ -63,6 +64,16 @@ def closer_looks(run: Run) -> Iterator[CloserLook]:
         key = probe.optimizer, probe.step
         if all(key in of_rank for of_rank in by_rank):
             yield _join(run, probe, tuple(of_rank[key] for of_rank in by_rank))
+
+
+def replayed_looks(replay: Replay) -> dict[tuple[int, int], CloserLook]:
+    """By (optimizer, step), of the steps that are those of the run: where a replay stopped short,
+    what it did after that is something else."""
+    return {
+        (look.probe.optimizer, look.probe.step): look
+        for look in closer_looks(replay.run)
+        if look.probe.step <= replay.end.num_steps
+    }
 
 
 def unclipped_gradient(look: CloserLook) -> UnclippedGradient:

@@ -19,6 +19,7 @@ from scaleproof.checks.gradient_weights import (
     has_weight,
     local_distance,
 )
+from scaleproof.checks.model_parallel import is_one_model
 from scaleproof.checks.probes import StepProbe, parallelism_of, step_probes
 from scaleproof.checks.replicas_over_time import are_averaged_later, begin_unlike
 from scaleproof.evidence.study import Run
@@ -86,6 +87,8 @@ class OptimizerSync(msgspec.Struct, frozen=True, kw_only=True):
     begin_unlike: bool
     are_averaged: bool
     parallelism: tuple[str, ...]
+    is_one_model: bool = False
+    """The ranks hold parts of one copy of the model: there is nothing to average."""
 
 
 def gradient_sharing(run: Run) -> Iterator[OptimizerSync]:
@@ -169,6 +172,7 @@ class _Tally:
             begin_unlike=bool(names) and begin_unlike(run, names),
             are_averaged=bool(names) and are_averaged_later(run, names, first_step),
             parallelism=tuple(sorted(parallelism_of(run))),
+            is_one_model=is_one_model(run),
         )
 
 

@@ -1,6 +1,6 @@
 """The check ``metric-from-one-shard``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
-from scaleproof.checks.metric_names import is_of_evaluation
+from scaleproof.checks.metric_names import are_of_one_kind, is_mean_over_samples, is_of_evaluation
 from scaleproof.checks.needs import CANDIDATE_RUN, METRICS, SCRIPT, TWO_RANKS
 from scaleproof.checks.reported_accuracy import ReportedAccuracy, reported_accuracies
 from scaleproof.checks.wording import counted, listed
@@ -23,6 +23,8 @@ class ReportedFigure(msgspec.Struct, frozen=True, kw_only=True):
 
     ``num_collectives``: the most that any of these ranks started between the evaluation's begin
     and the report; -1: not known. ``num_fed``: samples that the first of them evaluated.
+    ``may_be_a_term``: a library computed it, and a collective may have run between that and the
+    next step: the script may put together what it reports from such figures.
     """
 
     run: str
@@ -34,6 +36,7 @@ class ReportedFigure(msgspec.Struct, frozen=True, kw_only=True):
     values: tuple[float, ...]
     num_collectives: int
     num_fed: int
+    may_be_a_term: bool
 
     @property
     def spread(self) -> float:
@@ -70,6 +73,12 @@ class MetricFromOneShard(AbstractCheck[OneShardMeasurement]):
         the next training step, fails when no collective ran on that rank since the evaluation
         began, and the ranks' values differ by more than `tolerance` of themselves or one rank
         alone reported it. Equal values on all ranks pass, and so does any collective.
+        What torchmetrics computes may be one term of a sum that the ranks make of it: where more
+        collectives ran around an evaluation than between other steps, or no step followed that
+        counts them, a figure that is a mean over samples (an accuracy, a mean error) is undecided,
+        unless the script reports one of that kind that was put together.
+        A figure that is none, such as F1 or a precision, fails all the same: no mean of the
+        shards' figures is that of all samples.
         With `scaleproof.report_predictions`, accuracy is proven instead: it fails when the figure
         is the share of right answers of the rank's own rows, or these over all rows, and not that
         of all ranks' rows.
@@ -114,11 +123,20 @@ class MetricFromOneShard(AbstractCheck[OneShardMeasurement]):
             if figure.is_sharded and (figure.run, figure.name) not in shown
         ]
         alone = [figure for figure in open_figures if self._is_each_for_itself(figure)]
-        for figure in alone:
-            if figure.num_collectives == 0:
-                return _judge_alone(figure)
-        if alone:
-            figure = alone[0]
+        together = [figure for figure in open_figures if figure not in alone]
+        known = [
+            figure
+            for figure in alone
+            if figure.num_collectives == 0 and not _is_reported_of_all(figure, together)
+        ]
+        certain = [figure for figure in known if not _may_add_up(figure)]
+        if certain:
+            return _judge_alone(certain[0])
+        if known:
+            return _judge_open(known[0])
+        unknown = [figure for figure in alone if figure.num_collectives < 0]
+        if unknown:
+            figure = unknown[0]
             return Judgement(
                 outcome=Outcome.UNDECIDED,
                 sentence=f"{_words(figure)}, and whether the ranks put it together is not known: "
@@ -169,11 +187,37 @@ def _judge_proven(found: ReportedAccuracy) -> Judgement:
     )
 
 
+def _may_add_up(figure: ReportedFigure) -> bool:
+    return figure.may_be_a_term and is_mean_over_samples(figure.name)
+
+
+def _is_reported_of_all(figure: ReportedFigure, together: Sequence[ReportedFigure]) -> bool:
+    """The script itself reported what came of the ranks' figures."""
+    return _may_add_up(figure) and any(
+        (other.run, other.steps_done) == (figure.run, figure.steps_done)
+        and are_of_one_kind(other.name, figure.name)
+        for other in together
+    )
+
+
 def _judge_alone(figure: ReportedFigure) -> Judgement:
+    also = ""
+    if figure.may_be_a_term:
+        also = "; a mean of such figures is not that of all samples"
     return Judgement(
         outcome=Outcome.FAIL,
-        sentence=f"{_words(figure)}, and no collective ran in between.",
+        sentence=f"{_words(figure)}, and no collective ran in between{also}.",
         remedy=_REMEDY,
+    )
+
+
+def _judge_open(figure: ReportedFigure) -> Judgement:
+    return Judgement(
+        outcome=Outcome.UNDECIDED,
+        sentence=f"{_words(figure)}, and no collective ran before it was computed. Whether the "
+        "ranks put the figures together afterwards, each weighted by its samples, can't be seen.",
+        remedy="Report the figure that counts with scaleproof.report_metrics on every rank; or let "
+        "the metric put its own counts together (sync_on_compute=True).",
     )
 
 
@@ -217,6 +261,7 @@ def _figures(run: Run) -> Iterator[ReportedFigure]:
                 found.setdefault((record.name, record.steps_done), {})[rank.rank] = _Evaluation(
                     rank=rank, record=record, value=record.value, this=this
                 )
+    terms = {name for name in {name for name, _ in found} if _may_be_terms(_all_of(found, name))}
     for (name, steps_done), by_rank in found.items():
         evaluations = list(by_rank.values())
         first = evaluations[0]
@@ -231,7 +276,32 @@ def _figures(run: Run) -> Iterator[ReportedFigure]:
             values=tuple(evaluation.value for evaluation in evaluations),
             num_collectives=max(evaluation.record.num_collectives for evaluation in evaluations),
             num_fed=first.this.num_fed,
+            may_be_a_term=name in terms,
         )
+
+
+def _all_of(
+    found: Mapping[tuple[str, int], Mapping[int, _Evaluation]], name: str
+) -> list[_Evaluation]:
+    return [one for key, by_rank in found.items() if key[0] == name for one in by_rank.values()]
+
+
+def _may_be_terms(evaluations: Sequence[_Evaluation]) -> bool:
+    """A library computed these figures, and after one of them there were more collectives than
+    between other steps; or training did not go on after any, so that nobody counted them."""
+    if any(one.record.source != "torchmetrics" for one in evaluations):
+        return False
+    known = [more for one in evaluations if (more := _num_more_collectives(one)) is not None]
+    return not known or max(known) > 0
+
+
+def _num_more_collectives(evaluation: _Evaluation) -> float | None:
+    """Around an evaluation, from the step before it to the one after, above what is usual between
+    two steps; None when there is no such step, or no other."""
+    counts = evaluation.rank.observed_steps["num_collectives"]
+    after = evaluation.record.steps_done
+    others = np.delete(counts, after) if after < len(counts) else counts[:0]
+    return float(counts[after] - np.median(others)) if len(others) else None
 
 
 def _pass_before(rank: Rank, record: MetricRecord) -> PassRecord | None:

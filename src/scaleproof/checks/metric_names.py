@@ -28,6 +28,12 @@ _COSTS = _set(
 )
 """What libraries report beside the quality: it may differ between ranks."""
 
+_NO_MEANS = _set(
+    "ap auc auprc auroc bleu dice f1 fbeta fid iou jaccard kappa map mcc miou pearson prauc "
+    "precision r2 recall sensitivity spearman specificity"
+)
+"""Figures of a whole set that no weighted mean of those of its parts gives."""
+
 _UNUSUAL = (("IoU", "Iou"), ("mAP", "Map"))
 """Names whose capitals are not where a word begins."""
 
@@ -79,6 +85,20 @@ def is_of_evaluation(name: str) -> bool:
     if direction_of(name) is None:
         return has_said and _COSTS.isdisjoint(words)
     return has_said or "loss" not in words
+
+
+def is_mean_over_samples(name: str) -> bool:
+    """It may be one: then the ranks' figures, each weighted by its samples, add up to that of all
+    of them. Precision, recall and what is made of them are not: their weights are others."""
+    return _NO_MEANS.isdisjoint(words_of(name))
+
+
+def are_of_one_kind(name: str, other: str) -> bool:
+    """``val_acc`` and ``MulticlassAccuracy``: the same figure, whoever computed it."""
+    if is_accuracy(name) and is_accuracy(other):
+        return True
+    words = (_HIGHER | _LOWER) - {"acc", "accuracy", "err", "error"}
+    return not words.isdisjoint(set(words_of(name)) & set(words_of(other)))
 
 
 def is_accuracy(name: str) -> bool:

@@ -108,6 +108,7 @@ class MisscaledGradients(AbstractCheck[MisscaledMeasurement]):
         "clipped-before-reduction",
         "clipped-at-the-wrong-norm",
         "misweighted-gradients",
+        "undivided-accumulation",
     )
 
     tolerance: float = 0.01

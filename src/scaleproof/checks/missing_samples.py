@@ -19,6 +19,7 @@ from scaleproof.checks.passes import (
     sameness,
     shared_loaders,
 )
+from scaleproof.checks.wholes import num_items_of_all
 from scaleproof.checks.wording import counted, listed, short_percent
 from scaleproof.evidence.study import Run, Study
 
@@ -68,6 +69,13 @@ class Hole(msgspec.Struct, frozen=True, kw_only=True):
     is_of_own_subsets: bool = False
     """Each rank has a subset of its own, and they overlap: ``num_items`` are those that any pass
     handed out, as nobody knows how many there are."""
+    is_redrawn: bool = False
+    """Ranks were handed items again within a pass, more than fill up a batch."""
+
+    @property
+    def is_certain(self) -> bool:
+        """That it is no choice: what is drawn again makes a pass short in its own way."""
+        return self.intent is Intent.ALL or (self.parts > 0 and not self.is_redrawn)
 
 
 @final
@@ -105,9 +113,11 @@ class MissingSamples(AbstractCheck[MissingSamplesMeasurement]):
         where they overlap, what was ever handed out. Less than one global batch may be missing from
         a pass (`drop_last`), as long as it is not always the same items; it fails above that, or
         when the same items are missing from all of two or more passes, if their share is above
-        `max_share`. Samplers that choose on purpose (`SubsetRandomSampler`, draws with replacement,
-        a `num_samples` below the number of items) are believed; of other people's samplers that
-        leave items out it is undecided, unless a pass holds just one Nth of the items on N ranks.
+        `max_share`. Samplers that choose on purpose (`SubsetRandomSampler`, a `num_samples` below
+        the number of items, draws with replacement, by a sampler for ranks too: they repeat more
+        than a global batch of items per pass, and leave out others each time) are believed; of
+        other people's samplers that leave items out it is undecided, unless a pass holds just one
+        Nth of the items on N ranks and repeats none.
 
     What it can't see
         Passes that the script breaks off: a training that stops by steps has no whole pass, and
@@ -144,7 +154,7 @@ class MissingSamples(AbstractCheck[MissingSamplesMeasurement]):
 
     def judge(self, measurement: MissingSamplesMeasurement) -> Judgement:
         faults = [hole for hole in measurement.holes if self._is_fault(hole)]
-        certain = [hole for hole in faults if hole.intent is Intent.ALL or hole.parts]
+        certain = [hole for hole in faults if hole.is_certain]
         if certain:
             worst = max(certain, key=_severity)
             return Judgement(
@@ -290,7 +300,7 @@ def _why_not(loader: SharedLoader, feeding: set[int]) -> str:
 
 def _holes(loader: SharedLoader, passes: Sequence[SharedPass]) -> Iterator[Hole]:
     ever = BitMap.union(*(_handed_out(shared) for shared in loader.training))
-    num_items = _num_items(loader, ever)
+    num_items = num_items_of_all(loader, ever)
     missing = [num_items - len(_handed_out(shared)) for shared in passes]
     if not any(missing):
         return
@@ -301,6 +311,7 @@ def _holes(loader: SharedLoader, passes: Sequence[SharedPass]) -> Iterator[Hole]
     tolerance = min(num_tail, _PART_TOLERANCE * num_items / num_parts)
     is_part = abs(num_items / num_parts - (num_items - missing[worst])) <= tolerance
     is_same = len(missing) > 1 and num_never > 0 and num_never >= _SAME_TAIL * min(missing)
+    is_redrawn = _num_again(passes) > len(passes) * num_tail  # to fill up a batch takes fewer
     yield Hole(
         run=loader.run,
         where=loader.words,
@@ -313,7 +324,8 @@ def _holes(loader: SharedLoader, passes: Sequence[SharedPass]) -> Iterator[Hole]
         num_tail=num_tail,
         is_same_tail=is_same and missing[worst] <= num_tail,
         parts=num_parts if num_parts > 1 and is_part and missing[worst] > num_tail else 0,
-        intent=_intent(passes, num_tail),
+        intent=_intent(passes, is_same=is_same, is_redrawn=is_redrawn),
+        is_redrawn=is_redrawn,
         examples=_examples(loader, num_items, ever if num_never else _handed_out(passes[worst])),
         is_of_own_subsets=num_items == len(ever) > loader.num_items,
     )
@@ -329,21 +341,6 @@ def _handed_out(shared: SharedPass) -> BitMap:
     return BitMap.union(*(one.seen() for one in shared.by_rank))
 
 
-def _num_items(loader: SharedLoader, ever: BitMap) -> int:
-    """Of all ranks' data together. Ranks that hand out more than any of them holds have a subset
-    each; where these have nothing in common, their sizes add up."""
-    if len(ever) <= loader.num_items:
-        return loader.num_items
-    by_rank = {
-        rank: BitMap.union(BitMap(), *(one.seen() for one in loader.of_rank(rank)))
-        for rank in loader.loaders
-    }
-    if sum(map(len, by_rank.values())) > len(ever):
-        return len(ever)
-    sizes = sum(loader.loaders[rank].num_items for rank, seen in by_rank.items() if seen)
-    return max(len(ever), min(sizes, loader.family[2]))
-
-
 def _examples(loader: SharedLoader, num_items: int, handed_out: BitMap) -> tuple[int, ...]:
     """The first ids of the root data set that are not in ``handed_out``; of a ``Subset``, nobody
     knows which of them were to be."""
@@ -354,12 +351,19 @@ def _examples(loader: SharedLoader, num_items: int, handed_out: BitMap) -> tuple
     return tuple(number for number, _ in zip(examples, range(_NUM_EXAMPLES), strict=False))
 
 
-def _intent(passes: Sequence[SharedPass], num_tail: int) -> Intent:
+def _num_again(passes: Sequence[SharedPass]) -> int:
+    """Items that the same rank had been handed before, each in its own pass."""
+    every = (one for shared in passes for one in shared.by_rank)
+    return sum(one.record.num_fed - len(one.seen()) for one in every)
+
+
+def _intent(passes: Sequence[SharedPass], *, is_same: bool, is_redrawn: bool) -> Intent:
     every = [one for shared in passes for one in shared.by_rank]
     if all(one.loader.shards is not None for one in every):
+        # It may hand on what another sampler draws; chance leaves out other items in every pass.
+        if is_redrawn:
+            return Intent.UNKNOWN if is_same else Intent.SOME
         return Intent.ALL
-    num_again = sum(one.record.num_fed - len(one.seen()) for one in every)
-    is_redrawn = num_again > len(passes) * num_tail  # a batch that is filled up repeats fewer
     if is_redrawn or all(one.loader.sampler.endswith(_CHOOSES) for one in every):
         return Intent.SOME
     if any(one.is_batch_sampled for one in every):

@@ -123,6 +123,7 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
         "clipped-at-the-wrong-norm",
         "uneven-batches",
         "discarded-microbatches",
+        "undivided-accumulation",
     )
 
     tolerance: float = 0.05

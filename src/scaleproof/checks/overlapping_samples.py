@@ -40,12 +40,14 @@ _REMEDIES = {
 @final
 class OverlappingSamplesMeasurement(msgspec.Struct, frozen=True, kw_only=True):
     """``overlaps``: of each loader the pass that shares most, whatever the reason. ``unclear``:
-    why something could not be compared."""
+    why something could not be compared. ``num_left_out``: ranks that hold other parts of a compared
+    rank's model."""
 
     num_passes: int
     num_compared: int
     overlaps: tuple[Overlap, ...]
     unclear: tuple[str, ...]
+    num_left_out: int = 0
 
 
 @final
@@ -67,7 +69,9 @@ class OverlappingSamples(AbstractCheck[OverlappingSamplesMeasurement]):
         Ids are followed through `Subset` chains to the data set at the root; the sets of ids of
         two ranks in the same pass must not meet. Data sets without indices are compared by
         digests of their contents, up to the smallest limit of the ranks. A script without loaders
-        is compared by digests of what its forwards were given at probed steps. It fails when the
+        is compared by digests of what its forwards were given at probed steps: all of it, or the
+        first tensor of 8 numbers or more that changes from step to step, as a hidden state beside
+        it may differ. It fails when the
         shared share of a pass is above `max_share`, or when two ranks were handed the same items
         in the same order. Not faults: the items a `DistributedSampler` repeats so that all ranks
         have as many (fewer than there are ranks), or the less than one global batch that other
@@ -77,9 +81,11 @@ class OverlappingSamples(AbstractCheck[OverlappingSamplesMeasurement]):
         it was drawn that independent draws would not have met either, it is undecided.
 
     What it can't see
-        Tensor- or pipeline-parallel ranks rightly get the same items; such groups can't be told
-        apart here: name the check in the profile's `advisory` list. Without ids, the same items
-        behind random augmentation. Ranks that each have data of their own, of the same size, all
+        Of ranks that hold parts of one copy of the model, as their DTensor parameters tell, one is
+        compared (for the others see unlike-model-parallel-inputs). Where tensor or pipeline
+        parallelism is written by hand, such ranks can't be told apart and look like a fault: name
+        the check in the profile's `advisory` list. Without ids, the same items behind random
+        augmentation. Ranks that each have data of their own, of the same size, all
         of it augmented beyond recognition, look like ranks that share it. Loaders made in another
         line, or for data of another size, on each rank are not compared.
 
@@ -108,6 +114,7 @@ class OverlappingSamples(AbstractCheck[OverlappingSamplesMeasurement]):
             num_compared=sum(one.num_compared for one in found),
             overlaps=tuple(overlap for one in found for overlap in one.overlaps),
             unclear=tuple(why for one in found for why in one.unclear),
+            num_left_out=sum(one.num_left_out for one in found),
         )
 
     def judge(self, measurement: OverlappingSamplesMeasurement) -> Judgement:
@@ -126,6 +133,12 @@ class OverlappingSamples(AbstractCheck[OverlappingSamplesMeasurement]):
                 remedy="Observe more steps, best a whole pass over the data or two; divide the "
                 "data with a DistributedSampler.",
             )
+        if measurement.num_left_out and not measurement.num_compared:
+            return Judgement(
+                outcome=Outcome.NOT_APPLICABLE,
+                sentence="All ranks hold parts of one copy of the model, and are rightly fed the "
+                "same items.",
+            )
         note = ""
         if measurement.overlaps:
             most = max(measurement.overlaps, key=lambda overlap: overlap.share)
@@ -138,6 +151,9 @@ class OverlappingSamples(AbstractCheck[OverlappingSamplesMeasurement]):
         else:
             where = counted(measurement.num_compared, "probed step")
             sentence = f"No two ranks were given the same inputs at {where}."
+        if measurement.num_left_out:
+            ranks = counted(measurement.num_left_out, "rank")
+            sentence += f" (Without {ranks} that only hold other parts of these ranks' models.)"
         return Judgement(outcome=Outcome.PASS, sentence=sentence)
 
     def _is_fault(self, overlap: Overlap) -> bool:

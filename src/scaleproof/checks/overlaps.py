@@ -1,7 +1,7 @@
 """Which training items ranks share in a pass, by id, by content, or by what forward was given."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import combinations
 from typing import Literal, final
@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from pyroaring import BitMap
 
+from scaleproof.checks.model_parallel import one_of_each_model
 from scaleproof.checks.passes import (
     MAX_CHANCE_FACTOR,
     RankPass,
@@ -20,6 +21,7 @@ from scaleproof.checks.passes import (
     sameness,
     shared_loaders,
 )
+from scaleproof.checks.same_inputs import most_alike
 from scaleproof.checks.wording import counted
 from scaleproof.evidence.observations import ProbeRecord
 from scaleproof.evidence.study import Run
@@ -84,9 +86,21 @@ class RunOverlaps:
     num_compared: int
     overlaps: tuple[Overlap, ...]
     unclear: tuple[str, ...]
+    num_left_out: int = 0
+    """Ranks that hold other parts of a compared rank's model, and are fed what it is."""
 
 
 def overlaps_of(run: Run) -> RunOverlaps:
+    """One rank of each copy of the model is compared."""
+    of_each = one_of_each_model(run)
+    num_left_out = len(run.ranks) - len(of_each.ranks)
+    if num_left_out and len(of_each.ranks) == 1:
+        nothing = RunOverlaps(num_passes=0, num_compared=0, overlaps=(), unclear=())
+        return replace(nothing, num_left_out=num_left_out)
+    return replace(_overlaps_of(of_each), num_left_out=num_left_out)
+
+
+def _overlaps_of(run: Run) -> RunOverlaps:
     loaders = [
         loader
         for loader in shared_loaders(run)
@@ -302,13 +316,7 @@ def _measure_inputs(run: Run) -> RunOverlaps:
             if probe.inputs_digest:
                 inputs_by_step.setdefault(probe.step, {})[rank.rank] = probe.inputs_digest
     steps = [inputs for inputs in inputs_by_step.values() if len(inputs) > 1]
-    most: tuple[int, tuple[int, int]] = max(
-        (
-            (sum(a in one and b in one and one[a] == one[b] for one in steps), (a, b))
-            for a, b in combinations([rank.rank for rank in run.ranks], 2)
-        ),
-        default=(0, (0, 0)),
-    )
+    most = most_alike(steps)
     if len(steps) < _MIN_PROBES:
         return RunOverlaps(
             num_passes=0,

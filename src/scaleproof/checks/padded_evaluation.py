@@ -1,6 +1,6 @@
 """The check ``padded-evaluation``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, final
@@ -18,6 +18,7 @@ from scaleproof.checks.passes import (
     sameness,
     shared_loaders,
 )
+from scaleproof.checks.wholes import has_own_subsets, num_items_of_all, num_rounded_off
 from scaleproof.checks.wording import counted, listed, short_percent
 from scaleproof.evidence.observations import MetricRecord
 from scaleproof.evidence.study import Run, Study
@@ -85,7 +86,7 @@ class PaddedEvaluation(AbstractCheck[PaddedEvaluationMeasurement]):
     What it looks for
         Evaluation passes in which the ranks together scored an item more than once, or left some
         out: 11 items on 2 ranks are 12 scored with a `DistributedSampler`, which pads, and 10 with
-        `drop_last`.
+        `drop_last`, or with `len(data) // 2` for each.
 
     Why it matters
         Accuracy, recall and loss are then of another set of items, and of another one for every
@@ -96,7 +97,10 @@ class PaddedEvaluation(AbstractCheck[PaddedEvaluationMeasurement]):
     How it decides
         By ids, over all ranks: every item once. It fails when the share of items that are scored
         again or left out, of all items, is above `max_share`: 0 by default, as a single item
-        changes the figure. Not faults: an evaluation on one rank; every rank scoring the whole
+        changes the figure. Of a subset for each rank, the items there are are those of all ranks
+        together, and also the fewer than N that dividing the data set into N equal parts rounds
+        off, unless training or a loader of another line draws from it: then it was split on
+        purpose. Not faults: an evaluation on one rank; every rank scoring the whole
         set, or items drawn at random, or a set of its own. What a pass that was broken off leaves
         out does not count. Accelerate's loaders pad too, and its `gather_for_metrics` drops the
         padding again: where it was called on every rank, or the figures come from the Transformers
@@ -128,12 +132,13 @@ class PaddedEvaluation(AbstractCheck[PaddedEvaluationMeasurement]):
         worst: list[ScoredPass] = []
         num_passes = num_without_ids = 0
         for run in study.runs_of(study.candidate):
-            for loader in shared_loaders(run):
+            loaders = shared_loaders(run)
+            for loader in loaders:
                 if loader.training:
                     continue  # how well it does on what it trains on is no result
                 passes = loader.evaluation
                 num_without_ids += sum(not one.has_ids for one in passes)
-                scored = list(_scored(run, loader))
+                scored = list(_scored(run, loader, loaders))
                 num_passes += len(scored)
                 if scored:
                     worst.append(max(scored, key=_severity))
@@ -204,13 +209,19 @@ def _passed(measurement: PaddedEvaluationMeasurement) -> str:
     return f"Every item was scored once, by one rank ({num})."
 
 
-def _scored(run: Run, loader: SharedLoader) -> Iterator[ScoredPass]:
+def _scored(
+    run: Run, loader: SharedLoader, loaders: Sequence[SharedLoader]
+) -> Iterator[ScoredPass]:
     passes = [one for one in loader.evaluation if one.has_ids]
     if not passes:
         return
-    # Of a Subset for each rank nobody knows the whole; what was ever scored is some of it.
     ever = BitMap.union(*(one.seen() for shared in passes for one in shared.by_rank))
-    num_items = max(loader.num_items, len(ever))
+    num_items = num_items_of_all(loader, ever)
+    num_rounded = 0
+    if has_own_subsets(loader, ever):
+        num_rounded = num_rounded_off(
+            loader, num_items, has_other_use=_has_other_use(loader, loaders)
+        )
     is_own_data = _is_own_data(loader)
     for shared in passes:
         seen = [one.seen() for one in shared.by_rank]
@@ -226,6 +237,7 @@ def _scored(run: Run, loader: SharedLoader) -> Iterator[ScoredPass]:
         else:
             division = Division.SHARED_OUT
         is_complete = shared.is_whole and len(seen) == loader.num_ranks
+        num_left_out = num_rounded + (num_items - len(union) if _is_sharding(shared) else 0)
         yield ScoredPass(
             run=run.name,
             where=loader.words,
@@ -234,10 +246,21 @@ def _scored(run: Run, loader: SharedLoader) -> Iterator[ScoredPass]:
             division=division,
             num_scored=shared.num_fed,
             num_different=len(union),
-            num_left_out=num_items - len(union) if is_complete and _is_sharding(shared) else 0,
+            num_left_out=num_left_out if is_complete else 0,
             is_framework_loader=any(one.is_batch_sampled for one in shared.by_rank),
             is_truncated=_is_truncated(run, shared),
         )
+
+
+def _has_other_use(loader: SharedLoader, loaders: Sequence[SharedLoader]) -> bool:
+    """Its data set is trained on, or used by a loader of another line: split on purpose."""
+    return any(
+        (other.training or other.family[0] != loader.family[0])
+        and rank in other.loaders
+        and other.loaders[rank].data_set == own.data_set
+        for other in loaders
+        for rank, own in loader.loaders.items()
+    )
 
 
 def _is_own_data(loader: SharedLoader) -> bool:

@@ -12,6 +12,7 @@ from scaleproof.checks.closer_looks import (
     CloserLook,
     UnclippedGradient,
     closer_looks,
+    replayed_looks,
     unclipped_gradient,
 )
 from scaleproof.checks.gradient_weights import has_weight
@@ -26,7 +27,7 @@ from scaleproof.checks.reference_numbers import (
     numbers_of,
 )
 from scaleproof.evidence.close_ups import LossArrival, ReplayName
-from scaleproof.evidence.replays import Replay, replays_of
+from scaleproof.evidence.replays import replays_of
 from scaleproof.evidence.study import Run
 
 _MAX_SOURCES = 32
@@ -88,7 +89,7 @@ def compared_steps(run: Run) -> Iterator[ComparedStep]:
     if "union" not in replays:
         return
     looks: dict[ReplayName, dict[tuple[int, int], CloserLook]] = {
-        name: _looks_of(replay) for name, replay in replays.items()
+        name: replayed_looks(replay) for name, replay in replays.items()
     }
     numels = {
         (optimizer, name): tensor.numel
@@ -110,10 +111,6 @@ def compared_steps(run: Run) -> Iterator[ComparedStep]:
                 if tensor.is_sharded or tensor.numel == numels.get((key[0], name))
             }
             yield _compare(look, replayed, alike)
-
-
-def _looks_of(replay: Replay) -> dict[tuple[int, int], CloserLook]:
-    return {(look.probe.optimizer, look.probe.step): look for look in closer_looks(replay.run)}
 
 
 def _compare(

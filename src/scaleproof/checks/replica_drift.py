@@ -1,7 +1,8 @@
 """The check ``replica-drift``."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import ClassVar, final
 
@@ -42,13 +43,16 @@ class ReplicaDrift(AbstractCheck[ReplicaDriftMeasurement]):
     What it looks for
         Parameters or optimizer state that differ between ranks although each keeps a replica: of
         a recipe, at the end of an epoch, and buffers too; of a script, before the first step,
-        after the first steps and some later ones, and at the end.
+        after the first steps and some later ones, and at the end, together with the modules that
+        run beside the trained ones: teachers, target networks, frozen encoders.
 
     Why it matters
         A forward past the DDP wrapper, a parameter added or unfrozen after wrapping, a weight
         that one rank changes on its own, or weights that were never sent from rank 0 in a loop of
         one's own: gradients then belong to other weights, each rank trains a model of its own on
-        its part of the data, and what is saved is rank 0's. No error tells.
+        its part of the data, and what is saved is rank 0's. No error tells. A teacher or target
+        network is in no wrapper: what one rank alone updates, or copies before rank 0's weights
+        were sent, gives each rank other targets.
 
     How it decides
         Each rank records a digest of every tensor. Equal digests mean equal bytes. Where they
@@ -62,13 +66,15 @@ class ReplicaDrift(AbstractCheck[ReplicaDriftMeasurement]):
         the ranks hold parts of one model, which have no replica; weights that differ before the
         first step and agree after it were sent from rank 0 in between; and ranks that differ and
         agree again later train apart and average now and then (local SGD), if on purpose is
-        undecided.
+        undecided. Modules that no optimizer trains are compared from the step on after which they
+        first ran, in evenly spaced numbers, unless some rank has more of their class.
 
     What it can't see
         A fault that all ranks share: an average over the wrong number of ranks leaves them equal.
         Drift that is mended between two records. Hand-written tensor parallelism whose parts have
         the same names and sizes on all ranks looks like drift: name the check in the profile's
-        `advisory` list. Random-number state.
+        `advisory` list. Modules made after the first step, or that ran on one rank only, and their
+        buffers. Random-number state.
 
     How to fix it
         Parameters: call the wrapped module, not `.module`; wrap after the last parameter is added,
@@ -133,23 +139,27 @@ class ReplicaDrift(AbstractCheck[ReplicaDriftMeasurement]):
 
     def _judge_drift(self, beyond: list[Drift], *, is_script: bool) -> Judgement:
         first = min(beyond, key=_told_first)
+        remedy = _REMEDIES[first.kind]
         kinds = {drift.kind for drift in beyond} - {first.kind}
         also = [KIND_WORDS[kind] for kind in TensorKind if kind in kinds]
         rest = f" (and {listed(also)} too)" if also else ""
         what = f"{KIND_WORDS[first.kind]} {first.tensor!r} {first.how(self.tolerance)}"
-        is_from_start = is_script and first.order == 0 and first.kind is TensorKind.PARAMETER
+        if first.is_beside:
+            remedy = _BESIDE_REMEDY
+        elif is_script and first.order == 0 and first.kind is TensorKind.PARAMETER:
+            remedy = _START_REMEDY
         return Judgement(
             outcome=Outcome.FAIL,
             sentence=f"{first.run}, rank {first.rank}, {first.when}: {what}{rest}.",
-            remedy=_START_REMEDY if is_from_start else _REMEDIES[first.kind],
+            remedy=remedy,
         )
 
     def _judge_averaging(self, moments: Sequence[Compared]) -> Judgement | None:
         """Undecided when ranks that differed after a step agree again later; else None."""
         for before, after in pairwise(moments):
             is_same_training = before.run == after.run and before.order > 0
-            drifted = [d for d in before.drifts if d.is_beyond(self.tolerance)]
-            if is_same_training and drifted and not after.is_beyond(self.tolerance):
+            drifted, later = (self._trained_beyond(moment) for moment in (before, after))
+            if is_same_training and drifted and not later:
                 first = drifted[0]
                 return Judgement(
                     outcome=Outcome.UNDECIDED,
@@ -162,6 +172,10 @@ class ReplicaDrift(AbstractCheck[ReplicaDriftMeasurement]):
                 )
         return None
 
+    def _trained_beyond(self, moment: Compared) -> list[Drift]:
+        """A teacher that is an average of the trained model comes close to it by itself."""
+        return [d for d in moment.drifts if d.is_beyond(self.tolerance) and not d.is_beside]
+
     def _without_first_broadcast(self, moments: Sequence[Compared]) -> tuple[Compared, ...]:
         """Without the moment before the first step, of runs whose ranks agree right after it."""
         kept: list[Compared] = []
@@ -171,7 +185,7 @@ class ReplicaDrift(AbstractCheck[ReplicaDriftMeasurement]):
                 start.order == 0
                 and start.is_beyond(self.tolerance)
                 and bool(later)
-                and not later[0].is_beyond(self.tolerance)
+                and not self._trained_beyond(later[0])
             )
             kept += later if is_sent_later else [start, *later]
         return tuple(kept)
@@ -188,10 +202,14 @@ _START_REMEDY = (
     "Send rank 0's weights to all ranks once before the first step (torch.distributed.broadcast of "
     "every parameter), or wrap the model in DistributedDataParallel, which does."
 )
+_BESIDE_REMEDY = (
+    "No optimizer trains this module and no wrapper sends it: make it from the model after rank "
+    "0's weights were sent, change it on all ranks alike, or broadcast rank 0's."
+)
 
 
-def _told_first(drift: Drift) -> tuple[int, int, str]:
-    return drift.order, _KIND_ORDER[drift.kind], drift.run
+def _told_first(drift: Drift) -> tuple[int, int, bool, str]:
+    return drift.order, _KIND_ORDER[drift.kind], drift.is_beside, drift.run
 
 
 def _judge_agreement(moments: Sequence[Compared]) -> Judgement:
@@ -286,9 +304,25 @@ def _script_moments(run: Run) -> Iterator[tuple[int, list[RankState]]]:
             )
             by_moment.setdefault(key, {})[rank.rank] = state  # of two at one moment, the later
     for is_end, steps_done in sorted(by_moment):
-        states = by_moment[is_end, steps_done]
+        states = list(by_moment[is_end, steps_done].values())
+        left_out = _not_on_all_ranks(states)
         if len(states) > 1:
-            yield num_steps if is_end else steps_done, list(states.values())
+            order = num_steps if is_end else steps_done
+            yield order, [replace(state, left_out=left_out) for state in states]
+
+
+def _not_on_all_ranks(states: Sequence[RankState]) -> tuple[str, ...]:
+    """What the names of modules that no optimizer trains begin with, of those classes of which
+    some ranks have more: which belongs to which can't be told then."""
+    numbers = [Counter(label.partition(" (")[0] for label in state.beside) for state in states]
+    labels = {label for state in states for label in state.beside}
+    return tuple(
+        sorted(
+            label
+            for label in labels
+            if len({of_rank[label.partition(" (")[0]] for of_rank in numbers}) > 1
+        )
+    )
 
 
 def _words(record: SnapshotRecord) -> str:
@@ -319,5 +353,5 @@ def _parameter_sizes(rank: Rank) -> dict[str, int]:
         tensor.name: tensor.numel
         for record in rank.of(SnapshotRecord)
         for tensor in record.tensors
-        if tensor.kind is TensorKind.PARAMETER
+        if tensor.kind is TensorKind.PARAMETER and not tensor.name.startswith(record.beside)
     }

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import final
 
 import msgspec
@@ -46,6 +47,8 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
     tensor: str
     distance: float | None
     difference: str
+    is_beside: bool = False
+    """It belongs to a module that no optimizer trains."""
 
     def is_beyond(self, tolerance: float) -> bool:
         return self.distance is None or self.distance > tolerance
@@ -62,7 +65,8 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True):
 
 @final
 class Compared(msgspec.Struct, frozen=True, kw_only=True):
-    """The ranks of one run at one moment. ``drifts``: the largest of each kind of tensor."""
+    """The ranks of one run at one moment. ``drifts``: the largest of each kind of tensor, those of
+    modules beside the trained ones behind."""
 
     run: str
     order: int
@@ -87,10 +91,21 @@ class RankState:
     record: StateRecord | SnapshotRecord
     when: str
     kinds: tuple[TensorKind, ...] = tuple(TensorKind)
+    left_out: tuple[str, ...] = ()
+    """What the names of tensors begin with that are not compared."""
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What those of modules begin with that no optimizer trains."""
+        return self.record.beside if isinstance(self.record, SnapshotRecord) else ()
 
     @cached_property
     def index_by_key(self) -> dict[TensorKey, int]:
-        tensors = [(i, t) for i, t in enumerate(self.record.tensors) if t.kind in self.kinds]
+        tensors = [
+            (i, t)
+            for i, t in enumerate(self.record.tensors)
+            if t.kind in self.kinds and not t.name.startswith(self.left_out)
+        ]
         table = {(t.kind, t.name): index for index, t in tensors}
         if len(table) != len(tensors):
             raise EvidenceError(
@@ -127,8 +142,8 @@ def compare_states(
     found = list(_differences(run, order, states, sorted(keys)))
     comparable = [drift for drift in found if drift is not None]
     drifts: list[Drift] = []
-    for kind in TensorKind:
-        of_kind = [drift for drift in comparable if drift.kind is kind]
+    for is_beside, kind in product((False, True), TensorKind):
+        of_kind = [d for d in comparable if d.kind is kind and d.is_beside is is_beside]
         if of_kind:
             drifts.append(max(of_kind, key=_severity))
     return Compared(
@@ -199,4 +214,5 @@ def _drift(
         tensor=key[1],
         distance=distance,
         difference=difference,
+        is_beside=key[1].startswith(state.beside),
     )

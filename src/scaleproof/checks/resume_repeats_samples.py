@@ -69,7 +69,8 @@ class ResumeRepeatsSamples(AbstractCheck[ResumeMeasurement]):
 
     What it looks for
         A script that loads an optimizer's state which counts steps, and then feeds the epochs from
-        the first one on, or starts an epoch over in whose middle the checkpoint was made.
+        the first one on, or starts a whole epoch although the checkpoint was made in the middle of
+        one: that one over again, or the next, without the rest of it.
 
     Why it matters
         A run that is resumed often (preemption) sees the first samples of an epoch again and again
@@ -81,8 +82,10 @@ class ResumeRepeatsSamples(AbstractCheck[ResumeMeasurement]):
         so many steps of the next one. It fails when the sampler's `epoch` at the first pass after
         the resume is 0, or more than one behind, although one or more epochs are done and the
         sampler shuffles by it; and when the state is from the middle of an epoch - more than
-        `max_share` of it from either end - and the first pass makes a whole epoch's steps. Reading
-        on, leaving out what was fed, is sound, and so is going back to an earlier state of the
+        `max_share` of it from either end - and the first pass makes a whole epoch's steps. The
+        sampler's `epoch` says which: that of the epochs done, counted from 0, is the same epoch
+        again; the next may be the next epoch, whose predecessor lacks its end, or the same one
+        counted from 1; a later one leaves out the rest for sure. Reading on, leaving out what was fed, is sound, and so is going back to an earlier state of the
         same process.
 
     What it can't see
@@ -127,9 +130,9 @@ class ResumeRepeatsSamples(AbstractCheck[ResumeMeasurement]):
         for is_fault, words, remedy in (
             (_is_order_repeated, _order_sentence, "Call sampler.set_epoch(epoch) with the epoch "
              "to go on with before the first pass after the resume."),
-            (self._is_epoch_restarted, _restart_sentence, "Leave out the batches that were fed "
-             "before the checkpoint (accelerator.skip_first_batches), or save at the ends of "
-             "epochs."),
+            (self._is_whole_epoch_fed, _restart_sentence, "Go on in the epoch that was begun, and "
+             "leave out the batches that were fed before the checkpoint "
+             "(accelerator.skip_first_batches), or save at the ends of epochs."),
         ):  # fmt: skip
             faults = [one for one in counting if is_fault(one)]
             if faults:
@@ -154,7 +157,7 @@ class ResumeRepeatsSamples(AbstractCheck[ResumeMeasurement]):
             f"on where it was ({counted(len(counting), 'rank')} over all runs).",
         )
 
-    def _is_epoch_restarted(self, one: Resumption) -> bool:
+    def _is_whole_epoch_fed(self, one: Resumption) -> bool:
         steps = one.steps_per_pass
         return bool(steps) and self._is_inside_epoch(one) and one.first_steps == steps
 
@@ -189,11 +192,27 @@ def _order_sentence(one: Resumption) -> str:
 
 def _restart_sentence(one: Resumption) -> str:
     into, steps = one.steps_into_epoch or 0, one.steps_per_pass or 1
+    fed, rest = short_percent(into / steps), short_percent(1 - into / steps)
+    num_ahead = _num_epochs_ahead(one)
+    if num_ahead == 0:
+        what = f"made all {steps} steps: {fed} of the epoch was fed twice"
+    else:
+        what = f"made all {steps} steps of the sampler's epoch {one.sampler_epoch}: "
+        what += f"the rest ({rest}) of the epoch that was begun was left out"
+    if num_ahead == 1:
+        what += f", or, if epochs are counted from 1, {fed} of it was fed twice"
     return (
         f"{one.run}, rank {one.rank}: the state counts {counted(one.steps_before or 0, 'step')}, "
-        f"{into} into an epoch of {steps}, but the first pass over {one.where} made all {steps} "
-        f"steps: {short_percent(into / steps)} of the epoch was fed twice"
+        f"{into} into an epoch of {steps}, but the first pass over {one.where} {what}"
     )
+
+
+def _num_epochs_ahead(one: Resumption) -> int:
+    """How far the sampler's epoch is past that of the epoch that was begun, counted from 0; 0 where
+    its order does not follow its epoch."""
+    if one.sampler_epoch is None or one.is_fixed_order:
+        return 0
+    return max(0, one.sampler_epoch - (one.epochs_before or 0))
 
 
 def _resumptions(run: Run) -> list[Resumption]:

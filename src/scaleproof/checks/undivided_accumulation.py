@@ -10,11 +10,17 @@ import numpy as np
 
 from scaleproof.checks.accumulation import accumulates, batches_per_backward
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
-from scaleproof.checks.closer_looks import CloserLook, closer_looks, unclipped_gradient
+from scaleproof.checks.closer_looks import (
+    CloserLook,
+    closer_looks,
+    replayed_looks,
+    unclipped_gradient,
+)
 from scaleproof.checks.needs import CANDIDATE_RUN, CLOSE_UPS, SCRIPT, STEPS
 from scaleproof.checks.wording import counted, listed
 from scaleproof.evidence.close_ups import CloseUpRecord, LossArrival
 from scaleproof.evidence.observations import PassRecord
+from scaleproof.evidence.replays import replays_of
 from scaleproof.evidence.study import Run, Study
 
 _Label = tuple[str, str]
@@ -22,14 +28,29 @@ _Label = tuple[str, str]
 
 
 @final
-class AccumulatedStep(msgspec.Struct, frozen=True, kw_only=True):
+class Arrived(msgspec.Struct, frozen=True, kw_only=True):
     """What arrived at the principal loss of a step that adds up several backwards.
 
     ``weights``: by backward, the mean over the ranks of the largest call's weight; ``sums``: of all
-    calls' weights; empty where no loss function was seen in every backward of every rank.
-    ``later``: what the sum of the backwards was multiplied with before it was used; None unknown.
-    ``is_one_batch_each``: None where no loader says, or several are drawn from at a time.
-    ``is_plain_sum``: nothing divided the sum over the items.
+    calls' weights. ``later``: what the sum of the backwards was multiplied with before it was used;
+    None unknown. ``is_plain_sum``: nothing divided the sum over the items; ``is_divided_sum``: the
+    number of backwards did, and nothing else.
+    """
+
+    weights: tuple[float, ...]
+    sums: tuple[float, ...]
+    later: float | None
+    is_plain_sum: bool
+    is_divided_sum: bool
+
+
+@final
+class AccumulatedStep(msgspec.Struct, frozen=True, kw_only=True):
+    """A step that adds up several backwards.
+
+    ``arrived``: on the ranks and, where the step was replayed, on one device; empty where no loss
+    function was seen in every backward of every rank. ``is_one_batch_each``: None where no loader
+    says, or several are drawn from at a time.
     """
 
     run: str
@@ -38,11 +59,8 @@ class AccumulatedStep(msgspec.Struct, frozen=True, kw_only=True):
     num_backwards: int
     function: str
     line: str
-    weights: tuple[float, ...]
-    sums: tuple[float, ...]
-    later: float | None
+    arrived: tuple[Arrived, ...]
     is_one_batch_each: bool | None
-    is_plain_sum: bool
     has_loss_of_its_own: bool
     """Every backward of every rank has a loss function, and none of them is in all."""
 
@@ -72,11 +90,14 @@ class UndividedAccumulation(AbstractCheck[AccumulationMeasurement]):
 
     How it decides
         By the gradient that arrives in backward at what the loss functions returned: the weight of
-        each in what is added up. Sound weights add up to 1 over the backwards of a step (1/A each,
-        or by items or tokens); it fails when each is 1, up to `tolerance`, at `min_steps` steps and
-        `min_share` of those that accumulate. Losses are told apart by function and line; of
-        several, the one with the largest weight counts, if it is in every backward. Dividing the
-        gradients themselves before the step is as good.
+        each in what is added up, on the ranks and, where the step was replayed, on one device: a
+        factor of the number of ranks is not there. Sound weights add up to 1 over the backwards of
+        a step (1/A each, or by items or tokens) on either; it fails when each is 1, up to
+        `tolerance`, at `min_steps` steps and `min_share` of those that accumulate. Losses are told
+        apart by function and line; of several, the one with the largest weight counts, if it is in
+        every backward. Dividing the gradients themselves before the step is as good. Sums over the
+        items need no division; where a rank's items are as many as the backwards, a division by the
+        one may be by the other: undecided.
 
     What it can't see
         Losses that are not computed by torch's functions. A constant factor in front of the loss
@@ -97,6 +118,7 @@ class UndividedAccumulation(AbstractCheck[AccumulationMeasurement]):
     question: ClassVar[Question] = Question.SOUND
     family: ClassVar[Family] = Family.GRADIENTS
     needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, SCRIPT, STEPS, CLOSE_UPS)
+    consequence_of: ClassVar[tuple[str, ...]] = ("discarded-microbatches",)
 
     tolerance: float = 0.05
     """Of a weight: losses in 16 bits arrive with one that is off by less than 0.01."""
@@ -118,7 +140,7 @@ class UndividedAccumulation(AbstractCheck[AccumulationMeasurement]):
                 outcome=Outcome.NOT_APPLICABLE,
                 sentence="No step that was looked at adds up the gradients of several batches.",
             )
-        told = [step for step in steps if step.weights]
+        told = [step for step in steps if step.arrived]
         if not told and all(step.has_loss_of_its_own for step in steps):
             return Judgement(
                 outcome=Outcome.NOT_APPLICABLE,
@@ -143,10 +165,12 @@ class UndividedAccumulation(AbstractCheck[AccumulationMeasurement]):
         self, wrong: Sequence[AccumulatedStep], told: Sequence[AccumulatedStep]
     ) -> Judgement:
         step = wrong[0]
-        weights = listed([f"{weight:.3g}" for weight in step.weights], most=4)
+        seen = next(one for one in step.arrived if self._is_one_each(one))
+        on_one = "" if seen is step.arrived[0] else "on one device, "
+        weights = listed([f"{weight:.3g}" for weight in seen.weights], most=4)
         text = (
             f"{step.run}, step {step.step}: {step.num_backwards} backwards add up ({step.where}), "
-            f"and {step.function} of {step.line} counts {weights} in them, expected 1 "
+            f"and {on_one}{step.function} of {step.line} counts {weights} in them, expected 1 "
             f"altogether: the gradient is {step.num_backwards} times too large; so at "
             f"{len(wrong)} of {counted(len(told), 'step')}."
         )
@@ -167,11 +191,11 @@ class UndividedAccumulation(AbstractCheck[AccumulationMeasurement]):
         odd = [
             s
             for s in told
-            if s not in wrong and (self._is_one_each(s) or not self._is_divided(s, usual))
+            if s not in wrong and (self._is_one_each(s.arrived[-1]) or not self._is_divided(s, usual))
         ]
         if self._is_enough(odd, told):
             step = odd[0]
-            weights = listed([f"{weight:.3g}" for weight in step.weights], most=4)
+            weights = listed([f"{weight:.3g}" for weight in step.arrived[0].weights], most=4)
             return Judgement(
                 outcome=Outcome.UNDECIDED,
                 sentence=f"{step.run}, step {step.step}: {step.function} of {step.line} counts "
@@ -181,8 +205,10 @@ class UndividedAccumulation(AbstractCheck[AccumulationMeasurement]):
             )
         first = told[0]
         how = "divided by their number"
-        if all(step.is_plain_sum for step in told):
+        if all(step.arrived[0].is_plain_sum for step in told):
             how = "sums over their items, which need no division"
+        elif all(step.arrived[0].is_divided_sum for step in told):
+            how = "sums over their items, divided by their number"
         end = f" ({len(wrong) + len(odd)} of them odd)" if wrong or odd else ""
         return Judgement(
             outcome=Outcome.PASS,
@@ -195,30 +221,37 @@ class UndividedAccumulation(AbstractCheck[AccumulationMeasurement]):
 
     def _is_undivided(self, step: AccumulatedStep) -> bool:
         """Each backward counts 1, by its largest call or by all calls, and nothing divides later.
-        Where one reading of several calls says 1 each and the other 1 altogether, it is open."""
-        return self._is_one_each(step) and not self._is_divided(step, step.num_backwards)
+        Where one reading of several calls says 1 each and the other 1 altogether, it is open; and
+        where one device says so, a factor is of the ranks and not of the backwards."""
+        is_one_each = any(self._is_one_each(one) for one in step.arrived)
+        is_open = step.arrived[-1].is_divided_sum  # by as many items, perhaps
+        return is_one_each and not is_open and not self._is_divided(step, step.num_backwards)
 
-    def _is_one_each(self, step: AccumulatedStep) -> bool:
-        if step.is_plain_sum or self._is_divided_later(step):
+    def _is_one_each(self, one: Arrived) -> bool:
+        if one.is_plain_sum or self._is_divided_later(one):
             return False
         return any(
             all(abs(weight - 1) <= self.tolerance for weight in weights)
-            for weights in (step.weights, step.sums)
+            for weights in (one.weights, one.sums)
         )
 
-    def _is_divided_later(self, step: AccumulatedStep) -> bool:
+    def _is_divided_later(self, one: Arrived) -> bool:
         """The gradients themselves were divided, before the step."""
-        return step.later is not None and abs(step.later * step.num_backwards - 1) <= self.tolerance
+        num_backwards = len(one.weights)
+        return one.later is not None and abs(one.later * num_backwards - 1) <= self.tolerance
 
     def _is_divided(self, step: AccumulatedStep, usual: int) -> bool:
         """``usual``: backwards of most steps; a last one of an epoch may have fewer."""
-        if step.is_plain_sum:
+        return any(self._is_whole(one, usual) for one in step.arrived)
+
+    def _is_whole(self, one: Arrived, usual: int) -> bool:
+        if one.is_plain_sum or (one.is_divided_sum and not self._is_one_each(one)):
             return True
-        later = 1 / step.num_backwards if self._is_divided_later(step) else 1.0
+        later = 1 / len(one.weights) if self._is_divided_later(one) else 1.0
         return any(
             abs(later * sum(weights) - 1) <= self.tolerance
             or all(abs(later * weight * usual - 1) <= self.tolerance for weight in weights)
-            for weights in (step.weights, step.sums)
+            for weights in (one.weights, one.sums)
         )
 
 
@@ -226,8 +259,11 @@ def _steps(run: Run) -> Iterator[AccumulatedStep | None]:
     batches: Mapping[int, float | None] = {}
     if not _has_parallel_loaders(run):
         batches = batches_per_backward(run)
+    replay = replays_of(run).get("union")
+    replayed = {} if replay is None else replayed_looks(replay)
     for look in closer_looks(run):
-        yield _step(look, batches.get(look.probe.optimizer))
+        key = look.probe.optimizer, look.probe.step
+        yield _step(look, replayed.get(key), batches.get(look.probe.optimizer))
 
 
 def _has_parallel_loaders(run: Run) -> bool:
@@ -244,17 +280,17 @@ def _has_parallel_loaders(run: Run) -> bool:
     return False
 
 
-def _step(look: CloserLook, batches: float | None) -> AccumulatedStep | None:
+def _step(
+    look: CloserLook, replayed: CloserLook | None, batches: float | None
+) -> AccumulatedStep | None:
     """None for a step of one backward."""
-    probe = look.probe
-    num_backwards = min(record.num_backwards for record in probe.records)
+    probe, num_backwards, label = look.probe, _num_backwards(look), _principal(look)
     if num_backwards < 2:
         return None
-    label = _principal(look)
-    by_rank = [_by_backward(record, label) for record in look.records] if label else []
-    # Ranks may accumulate unlike each other at the end of an epoch: the shortest counts.
-    num_seen = min((len(calls) for calls in by_rank), default=0)
-    is_told = num_seen >= num_backwards
+    looks = [look]
+    if replayed is not None and _num_backwards(replayed) == num_backwards:
+        looks.append(replayed)
+    arrived = [] if label is None else [_arrived(one, label) for one in looks]
     return AccumulatedStep(
         run=probe.run,
         where=probe.where,
@@ -262,11 +298,8 @@ def _step(look: CloserLook, batches: float | None) -> AccumulatedStep | None:
         num_backwards=num_backwards,
         function=label[0] if label else "",
         line=label[1] if label else "",
-        weights=_means([[max(w) for w in calls] for calls in by_rank]) if is_told else (),
-        sums=_means([[sum(w) for w in calls] for calls in by_rank]) if is_told else (),
-        later=_later(look),
+        arrived=tuple(one for one in arrived if one is not None),
         is_one_batch_each=None if batches is None else accumulates(probe, batches),
-        is_plain_sum=bool(label) and _is_plain_sum(look.records, label),
         has_loss_of_its_own=label is None
         and all(
             len({a.backward for a in record.arrivals if a.weight is not None})
@@ -274,6 +307,25 @@ def _step(look: CloserLook, batches: float | None) -> AccumulatedStep | None:
             for record, probed in zip(look.records, probe.records, strict=True)
         ),
     )
+
+
+def _arrived(look: CloserLook, label: _Label) -> Arrived | None:
+    by_rank = [_by_backward(record, label) for record in look.records]
+    # Ranks may accumulate unlike each other at the end of an epoch: the shortest counts.
+    num_backwards = min(map(len, by_rank))
+    if num_backwards < _num_backwards(look):
+        return None
+    return Arrived(
+        weights=_means([[max(w) for w in calls] for calls in by_rank]),
+        sums=_means([[sum(w) for w in calls] for calls in by_rank]),
+        later=_later(look),
+        is_plain_sum=_is_sum(look.records, label, 1),
+        is_divided_sum=_is_sum(look.records, label, num_backwards),
+    )
+
+
+def _num_backwards(look: CloserLook) -> int:
+    return min(record.num_backwards for record in look.probe.records)
 
 
 def _principal(look: CloserLook) -> _Label | None:
@@ -305,16 +357,18 @@ def _means(by_rank: Sequence[Sequence[float]]) -> tuple[float, ...]:
     return tuple(float(np.mean(column)) for column in columns)
 
 
-def _is_plain_sum(records: Sequence[CloseUpRecord], label: _Label) -> bool:
+def _is_sum(records: Sequence[CloseUpRecord], label: _Label, divisor: int) -> bool:
     own = [a for r in records for a in r.arrivals if (a.function, a.where) == label]
-    return all(_is_whole_sum(arrival) for arrival in own)
+    return all(_is_whole_sum(arrival, divisor) for arrival in own)
 
 
-def _is_whole_sum(arrival: LossArrival) -> bool:
+def _is_whole_sum(arrival: LossArrival, divisor: int) -> bool:
+    """A sum over its items that was divided by ``divisor`` and nothing else."""
     if arrival.reduction == "mean" or arrival.weight is None:
         return False
     is_one = arrival.reduction == "none" and arrival.num_items == 1
-    return not is_one and abs(arrival.weight - arrival.num_items) <= 1e-3 * arrival.num_items
+    gap = abs(arrival.weight * divisor - arrival.num_items)
+    return not is_one and gap <= 1e-3 * arrival.num_items
 
 
 def _later(look: CloserLook) -> float | None:

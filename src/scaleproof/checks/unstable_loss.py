@@ -28,6 +28,8 @@ SPIKE_SIGMAS = 8.0
 SPIKE_SHARE_OF_START = 0.1
 """... and at least this share of the loss at the start above it."""
 MIN_JUDGED_STEPS = 10
+MAX_NEGATIVE_SHARE = 0.05
+"""A loss below zero at more steps than this share has no floor there that it should come near."""
 RISE_STANDARD_ERRORS = 4.0
 _SIGMA_OF_UPPER_QUARTILE = 0.6745
 _SMALLEST_LOSS = 1e-9  # of the loss at the start; below it a ratio of losses is rounding
@@ -40,7 +42,8 @@ class LossCurve(msgspec.Struct, frozen=True, kw_only=True):
 
     ``num_spikes`` counts spikes that follow each other without a pause as one, among the
     ``num_judged`` steps that have a full window before them. ``rise`` is how far the last epoch's
-    mean loss lies above the lowest one, ``rise_error`` its standard error.
+    mean loss lies above the lowest one, ``rise_error`` its standard error. ``negative_share``: of
+    steps whose loss is below zero.
     """
 
     run: str
@@ -53,6 +56,7 @@ class LossCurve(msgspec.Struct, frozen=True, kw_only=True):
     last_loss: float
     last_epoch: int
     rise_error: float
+    negative_share: float = 0.0
     part: str = "epoch"
     """Of a script with fewer than two epochs ``fifth``: an equal part of its steps."""
 
@@ -64,6 +68,11 @@ class LossCurve(msgspec.Struct, frozen=True, kw_only=True):
     def rise_share(self) -> float:
         """Of the first epoch's mean loss."""
         return self.rise / self.first_loss if self.first_loss > 0 else 0.0
+
+    @property
+    def has_floor(self) -> bool:
+        """Zero is the least there is, near enough: shares of a loss mean something."""
+        return self.negative_share <= MAX_NEGATIVE_SHARE
 
 
 @final
@@ -101,7 +110,10 @@ class UnstableLoss(AbstractCheck[UnstableLossMeasurement]):
         Rise: the mean of the last epoch lies above the lowest epoch's by more than `max_rise` of
         the first epoch's and by 4 standard errors, in any run. It is no fault when a run of the
         baseline rises at least half as much. A script with fewer than two epochs is cut into five
-        equal parts instead; one with several losses, as a GAN, is not judged.
+        equal parts instead; one with several losses, as a GAN, is not judged. Nor is a loss that
+        is below zero at more than 5 % of the steps (a policy gradient, which may rise while the
+        reward does, or a log-density): there is no floor to measure shares from. Its spikes are
+        compared with the baseline's, where there is one.
 
     What it can't see
         The first 20 steps. Training that is smooth and merely slower, or that ends at another
@@ -146,6 +158,13 @@ class UnstableLoss(AbstractCheck[UnstableLossMeasurement]):
         )
 
     def judge(self, measurement: UnstableLossMeasurement) -> Judgement:
+        below = [curve for curve in measurement.candidate if not curve.has_floor]
+        if below and not measurement.baseline:
+            return Judgement(
+                outcome=Outcome.NOT_APPLICABLE,
+                sentence=f"{_below_words(below[0])}: by itself nobody can say whether such a loss "
+                "is unstable.",
+            )
         rise = self._judge_rise(measurement)
         spikes = self._judge_spikes(measurement)
         for judgement in (rise, spikes):
@@ -165,6 +184,12 @@ class UnstableLoss(AbstractCheck[UnstableLossMeasurement]):
 
     def _judge_rise(self, measurement: UnstableLossMeasurement) -> Judgement:
         rising = [curve for curve in measurement.candidate if self._rises(curve)]
+        below = [curve for curve in measurement.candidate if not curve.has_floor]
+        if below and not rising:
+            return Judgement(
+                outcome=Outcome.PASS,
+                sentence=f"{_below_words(below[0])}: whether it rises again is not judged.",
+            )
         if not rising:
             return Judgement(
                 outcome=Outcome.PASS, sentence="The training loss did not rise again in any run."
@@ -196,7 +221,7 @@ class UnstableLoss(AbstractCheck[UnstableLossMeasurement]):
 
     def _rises(self, curve: LossCurve) -> bool:
         is_clear = curve.rise > RISE_STANDARD_ERRORS * curve.rise_error
-        return is_clear and curve.rise_share > self.max_rise
+        return is_clear and curve.has_floor and curve.rise_share > self.max_rise
 
     def _judge_spikes(self, measurement: UnstableLossMeasurement) -> Judgement:
         spikes, steps = _total(measurement.candidate)
@@ -232,6 +257,13 @@ class UnstableLoss(AbstractCheck[UnstableLossMeasurement]):
             sentence=f"{words}: too few to tell chance from instability.",
             remedy="Add seeds or epochs.",
         )
+
+
+def _below_words(curve: LossCurve) -> str:
+    return (
+        f"{curve.run}: {short_percent(curve.negative_share)} of the training losses lie below "
+        "zero, as those of policy gradients and log-densities do"
+    )
 
 
 def _present(curves: dict[str, LossCurve | None], runs: tuple[Run, ...]) -> Iterator[LossCurve]:
@@ -280,6 +312,7 @@ def _curve(run: Run, *, is_script: bool) -> LossCurve | None:
         last_loss=float(means[-1]),
         last_epoch=int(epochs[-1]),
         rise_error=float(np.sqrt(variances[lowest] + variances[-1])),
+        negative_share=float((losses < 0).mean()),
     )
 
 

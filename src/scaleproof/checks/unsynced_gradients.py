@@ -51,7 +51,9 @@ class UnsyncedGradients(AbstractCheck[UnsyncedMeasurement]):
         Parameters that the ranks use different gradients for and that agree again later are
         averaged themselves, as in local SGD: undecided. So are tensors of scripts without DDP or
         FSDP that were not the same on all ranks before training: they may be parts of one model
-        (pipeline stages, experts). Ranks that hold different tensors are not compared.
+        (pipeline stages, experts). Ranks that hold different tensors are not compared. Ranks that
+        together hold one copy of the model, as their DTensor parameters tell, have no gradients
+        to average; what each of them holds whole must still have the same gradient on all.
 
     What it can't see
         Sharing, when all ranks compute the same gradient because they are fed the same samples:
@@ -106,6 +108,12 @@ class UnsyncedGradients(AbstractCheck[UnsyncedMeasurement]):
                 doubts.append(judgement)
         if doubts:
             return doubts[0]
+        if measurement.optimizers and all(sync.is_one_model for sync in measurement.optimizers):
+            return Judgement(
+                outcome=Outcome.NOT_APPLICABLE,
+                sentence="All ranks hold parts of one copy of the model: there are no gradients "
+                "to average.",
+            )
         if not measurement.optimizers and measurement.unlike:
             return Judgement(
                 outcome=Outcome.NOT_APPLICABLE,
@@ -131,6 +139,8 @@ class UnsyncedGradients(AbstractCheck[UnsyncedMeasurement]):
         apart = [tensor for tensor in sync.unshared if tensor.distance > self.tolerance]
         if apart:
             return self._judge_apart(sync, apart, is_alone=is_alone)
+        if sync.is_one_model:
+            return Judgement(outcome=Outcome.PASS, sentence="")
         least = sync.left_out
         if least is not None and least.weight <= self.min_weight:
             return Judgement(

@@ -43,6 +43,8 @@ class CloseUpRecord(msgspec.Struct, frozen=True, kw_only=True, tag="close-up"):
 
     ``drawn``: global random-number generators that the script itself drew from between the
     handing out of a batch and the end of the step (dropout is switched off, and not counted).
+    ``drawn_rows``: of the tensors with two rows or more that torch's functions drew in that time,
+    permutations left out: by their number of rows, ascending, one digest of all their numbers.
     """
 
     step: int
@@ -59,6 +61,7 @@ class CloseUpRecord(msgspec.Struct, frozen=True, kw_only=True, tag="close-up"):
     """``train.py:37``: the script's line that called the step's last backward."""
     clip_where: str
     drawn: tuple[RandomSource, ...]
+    drawn_rows: tuple[tuple[int, str], ...] = ()
 
 
 MAX_BACKWARDS = 64
@@ -81,10 +84,12 @@ class ForcedRecord(msgspec.Struct, frozen=True, kw_only=True, tag="forced"):
 
 CloseUp = CloseUpRecord | CouplingRecord | ForcedRecord
 
-ReplayName = Literal["union", "reordered", "whole-step"]
+ReplayName = Literal["union", "reordered", "whole-step", "last-rank"]
 """``union``: each backward is given what all ranks gave theirs, together; ``reordered``: the same
 with the items in another order, which shows rounding; ``whole-step``: where gradients are
-accumulated, each backward is given what all ranks gave all backwards of the step."""
+accumulated, each backward is given what all ranks gave all backwards of the step; ``last-rank``:
+what the last rank alone was given, made only where the union is not explained by the ranks'
+gradients: the process is rank 0 now, so that code that depends on the rank shows."""
 
 
 @final

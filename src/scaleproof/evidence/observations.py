@@ -81,6 +81,9 @@ class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True, tag="process"):
     broadcasts_buffers: bool | None = None
     """Whether the DDP wrapper sends rank 0's buffers along with each forward; None: no wrapper was
     seen, or it did not say."""
+    model_peers: tuple[int, ...] = ()
+    """Ranks, its own included, that hold other parts of the same copy of the model (tensor
+    parallelism), as DTensor parameters tell; empty: none known."""
 
 
 @final
@@ -260,6 +263,9 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
     """Digests and sketches of parameters, buffers and optimizer state after ``steps_done`` steps.
 
     ``sketches`` as in ``StateRecord``. Shards are left out; ``num_sharded`` says how many.
+    ``beside``: what the names of parameters begin with that belong to modules which no optimizer
+    trains and which ran forward, of each module one, in the order in which they first ran: teachers,
+    feature extractors. Of these, evenly spaced numbers of each tensor stand for all.
     Buffers may differ between ranks in the middle of training (DDP sends rank 0's along with the
     next forward): compare them at ``EVALUATION`` and ``END``.
     """
@@ -271,6 +277,7 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
     sketches: ArrayRef
     through_wrapper: bool | None = None
     """At ``EVALUATION``: whether that forward went through the DDP wrapper; None: unknown."""
+    beside: tuple[str, ...] = ()
 
 
 @final

@@ -5,7 +5,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,8 +118,15 @@ def plan_check(options: CheckOptions, profile: dict[str, Any]) -> CheckPlan:
     )
 
 
-def conduct_check(study: StudyPaths, plan: CheckPlan, watcher: CheckWatcher) -> None:
+def conduct_check(
+    study: StudyPaths,
+    plan: CheckPlan,
+    watcher: CheckWatcher,
+    is_unexplained: Callable[[StudyPaths], bool] = lambda _: False,
+) -> None:
     """Run, replay, and leave the evidence in the study folder.
+
+    ``is_unexplained`` looks at it then: whether a replay of the last rank's items alone is wanted.
 
     Raises ``RunError`` when the script fails on N ranks, and ``KeyboardInterrupt`` after a run
     during which Ctrl-C was pressed. A replay that fails is written down, and is no error.
@@ -132,7 +139,12 @@ def conduct_check(study: StudyPaths, plan: CheckPlan, watcher: CheckWatcher) -> 
         run = _run_ranks(paths, plan)
         steps = max((len(rank.observed_steps) for rank in run.ranks), default=0)
         watcher.ended(f"{_counted(len(run.ranks), 'rank')}, {_counted(steps, 'step')}")
-        _replay(run, plan, watcher)
+        num_steps = _replay(run, plan, watcher)
+        if num_steps and is_unexplained(study):
+            words = "Replaying the last rank's items alone: the joint replay differs"
+            watcher.begins(run.paths.replay("last-rank"), words)
+            _replay_all(run, plan, ["last-rank"], num_steps)
+            watcher.ended("replayed")
     finally:
         shutil.rmtree(paths.material, ignore_errors=True)
 
@@ -164,20 +176,21 @@ def _run_ranks(paths: RunPaths, plan: CheckPlan) -> Run:
     return run
 
 
-def _replay(run: Run, plan: CheckPlan, watcher: CheckWatcher) -> None:
+def _replay(run: Run, plan: CheckPlan, watcher: CheckWatcher) -> int:
+    """The number of steps that replays were made of; 0 when none could be."""
     from scaleproof.observe.replay.material import Material
     from scaleproof.observe.replay.plan import plan_file
 
     num_kept = MAX_REPLAYED_STEPS
     if len(run.ranks) < 2 or not run.is_usable:
-        return
+        return 0
     folder = run.paths.material
     try:
         todo = plan_replay(run, Material(folder), num_kept)
     except UnreplayableError as reason:
         _write_end(run.paths.replay("union"), "union", 0, num_kept, str(reason))
         watcher.ended(f"no replay: {reason}")
-        return
+        return 0
     write_json(plan_file(folder), todo)
     names: list[ReplayName] = ["union", "reordered"]
     if todo.microbatches:
@@ -185,11 +198,17 @@ def _replay(run: Run, plan: CheckPlan, watcher: CheckWatcher) -> None:
     watcher.begins(
         run.paths.replay("union"), f"Replaying {_counted(len(todo.steps), 'step')} on one process"
     )
+    _replay_all(run, plan, names, len(todo.steps))
+    watcher.ended("replayed")
+    return len(todo.steps)
+
+
+def _replay_all(run: Run, plan: CheckPlan, names: Sequence[ReplayName], num_wanted: int) -> None:
+    """Two at a time."""
     with Interrupts() as interrupts, ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda name: _replay_one(run, plan, name, len(todo.steps)), names))
+        list(pool.map(lambda name: _replay_one(run, plan, name, num_wanted), names))
     if interrupts.is_seen:
         raise KeyboardInterrupt
-    watcher.ended("replayed")
 
 
 def _replay_one(run: Run, plan: CheckPlan, name: ReplayName, num_wanted: int) -> None:

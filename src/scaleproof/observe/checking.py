@@ -29,7 +29,7 @@ from scaleproof.observe.patch_check import patch_check
 from scaleproof.observe.patch_loaders import loader_lines
 from scaleproof.observe.replay.asked import CheckFacts
 from scaleproof.observe.replay.batch_norm import normalise_by_parts
-from scaleproof.observe.replay.draws import Draws, patch_draws
+from scaleproof.observe.replay.draws import Draws, digests_by_rows, patch_draws
 from scaleproof.observe.replay.feeding import Feeder
 from scaleproof.observe.replay.material import Material
 from scaleproof.observe.replay.one_process import fetch_alone, stay_alone
@@ -143,7 +143,11 @@ class Checking:
         if self.close_ups is None or current.observer is None:
             return
         with self.guarded():
-            if not self.close_ups.step_ended(optimizer, has_missed=self.draws.has_missed):
+            if not self.close_ups.step_ended(
+                optimizer,
+                has_missed=self.draws.has_missed,
+                drawn_rows=digests_by_rows(self.draws.kept),
+            ):
                 return
             if self.recorder is not None:
                 self.recorder.step_ended(self.draws.kept)

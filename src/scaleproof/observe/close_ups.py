@@ -88,7 +88,13 @@ class CloseUps:
 
     # --- the step
 
-    def step_ended(self, optimizer: Optimizer, *, has_missed: bool) -> bool:
+    def step_ended(
+        self,
+        optimizer: Optimizer,
+        *,
+        has_missed: bool,
+        drawn_rows: tuple[tuple[int, str], ...],
+    ) -> bool:
         """The observer has recorded its probe. False when it counted no step. ``has_missed``: some
         numbers drawn from torch can't be drawn again in a replay."""
         observer = self._observer
@@ -121,6 +127,7 @@ class CloseUps:
                 backward_where=self._backward_where,
                 clip_where=self._clip_where,
                 drawn=tuple(source for source in RandomSource if source in self._drawn),
+                drawn_rows=drawn_rows,
             )
         )
         self._begin_step()

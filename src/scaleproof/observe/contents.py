@@ -14,6 +14,12 @@ from scaleproof.observe.ledger import mixed
 MAX_ROW_NUMBERS = 1024
 """Rows with more numbers are told apart by this many of them, evenly spaced."""
 
+MAX_APART = 8
+"""Tensors of a forward's arguments that have a digest of their own."""
+
+MIN_TELLING_NUMBERS = 8
+"""Two ranks may well be given the same tensor of fewer numbers: a time, a class."""
+
 _MAX_DEPTH = 4
 
 
@@ -59,15 +65,26 @@ def row_digests(batch: Any, num_items: int) -> NDArray[np.uint64] | None:
 
 
 def digest_of_inputs(inputs: Any) -> str:
-    """One digest of all tensors of a forward's arguments; empty when there are none.
+    """One digest for each tensor of a forward's arguments, in order, joined by ``/``; empty when
+    there are none. ``~`` before it: the tensor is too small, or too much alike from row to row, to
+    say where it came from. All tensors from number ``MAX_APART`` on have one digest.
 
     Copies what it reads to host memory: at probed steps only.
     """
-    digests: list[bytes] = []
+    digests: list[str] = []
+    last: list[bytes] = []
     for tensor in tensors_in(inputs):
         host = tensor.detach().cpu() if tensor.device.type != "cpu" else tensor
         num_items = host.shape[0] if host.dim() else 0
         rows = row_digests(host, num_items) if num_items else None
-        if rows is not None:
-            digests.append(rows.tobytes())
-    return digest_of(b"".join(digests)) if digests else ""
+        if rows is None:
+            continue
+        if len(digests) == MAX_APART:
+            last.append(rows.tobytes())
+            continue
+        is_alike = num_items > 1 and bool((rows == rows[0]).all())
+        is_telling = host.numel() >= MIN_TELLING_NUMBERS and not is_alike
+        digests.append(("" if is_telling else "~") + digest_of(rows.tobytes()))
+    if last:
+        digests.append("~" + digest_of(b"".join(last)))
+    return "/".join(digests)

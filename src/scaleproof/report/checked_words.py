@@ -8,6 +8,7 @@ _NAMES = {
     "union": "Each step fed what all ranks were fed",
     "reordered": "The same items in another order: rounding",
     "whole-step": "Each backward fed the whole step's items",
+    "last-rank": "The last rank's items alone",
 }
 
 

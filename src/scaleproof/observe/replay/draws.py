@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from scaleproof.evidence.writer import digest_of
 from scaleproof.observe import current
 
 FUNCTIONS = (
@@ -118,6 +119,16 @@ def patch_draws(draws: Draws) -> None:
         current.replace(torch, name, draws.around)
     for name in METHODS:
         current.replace(torch.Tensor, name, draws.around)
+
+
+def digests_by_rows(kept: Sequence[tuple[str, Tensor]]) -> tuple[tuple[int, str], ...]:
+    """``CloseUpRecord.drawn_rows`` of what a step drew."""
+    by_rows: dict[int, list[bytes]] = {}
+    for _, drawn in kept:
+        if drawn.dim() and len(drawn) > 1 and not _are_permutations([drawn]):
+            values = drawn.detach().cpu().contiguous().reshape(-1)
+            by_rows.setdefault(len(drawn), []).append(values.view(torch.uint8).numpy().tobytes())
+    return tuple((rows, digest_of(b"".join(parts))) for rows, parts in sorted(by_rows.items()))
 
 
 def joined_draws(own: Tensor, parts: Sequence[Tensor]) -> Tensor | None:

@@ -37,7 +37,11 @@ class Feeder:
         self._training = frozenset(plan.training)
         self._is_shared = plan.is_shared
         self._continues = plan.continues
-        self._last_pass = max((key[:2] for key in material.batches), default=None)
+        self.only_rank = plan.num_ranks - 1 if name == "last-rank" else None
+        self._last_passes = {
+            max(key[:2] for key in material.batches if key[0] == loader)
+            for loader in {key[0] for key in material.batches}
+        }
         self.is_reordered = name == "reordered"
         self.gives_whole_steps = name == "whole-step"
         self._groups: dict[BatchKey, tuple[BatchKey, ...]] = {}
@@ -64,7 +68,7 @@ class Feeder:
         key = (*of_pass, ordinal)
         parts = [part for one in self._groups.get(key, (key,)) for part in self._parts(one)]
         if not parts:
-            if self._continues and of_pass == self._last_pass:
+            if self._continues and of_pass in self._last_passes:
                 return original()  # asked for ahead; it is not used any more
             raise StopIteration
         if self.is_reordered:
@@ -91,7 +95,9 @@ class Feeder:
 
     def _parts(self, key: BatchKey) -> list[Part]:
         entries = self._material.batches.get(key, [])
-        if self._is_shared:
+        if self.only_rank is not None:
+            entries = [(rank, entry) for rank, entry in entries if rank == self.only_rank]
+        elif self._is_shared:
             entries = _once(entries)
         return [
             Part(

@@ -62,7 +62,11 @@ class Replayer:
         ``name``: ``backward/call``, ``own``: what was drawn here."""
         step = self._observer.steps_done + 1
         if step != self._drawn_of:
-            entries = self._material.draws.get(step, ())
+            entries = [
+                (rank, entry)
+                for rank, entry in self._material.draws.get(step, ())
+                if self.feeder.only_rank in (None, rank)
+            ]
             self._drawn = [self._material.tensors_of(rank, entry) for rank, entry in entries]
             self._drawn_of = step
         backward, call = name.split("/")
@@ -71,7 +75,8 @@ class Replayer:
             backwards = [str(i) for i in range(self._plan.steps[step - 1].num_backwards)]
         names = [f"{one}/{call}" for one in backwards]
         parts = [drawn[one] for one in names for drawn in self._drawn if one in drawn]
-        if len(parts) < len(names) * self._plan.num_ranks:
+        num_ranks = self._plan.num_ranks if self.feeder.only_rank is None else 1
+        if len(parts) < len(names) * num_ranks:
             return None
         if self._plan.is_shared and all(torch.equal(part, parts[0]) for part in parts):
             parts = parts[:1]
