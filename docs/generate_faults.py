@@ -1,4 +1,4 @@
-"""Write ``faults.md`` from the corpus of faults in ``tests/faults``: ``python docs/generate_faults.py``."""
+"""Write ``faults.md`` from the corpus in ``tests/faults``: ``python docs/generate_faults.py``."""
 
 import re
 import sys
@@ -80,7 +80,7 @@ def class_of(fault: Planted) -> str:
     """The class that a fault names; otherwise the one its check is about."""
     name = fault.group or _CLASS_OF_CHECK.get(fault.check, "")
     if name not in CLASSES:
-        raise SystemExit(
+        raise ValueError(
             f"fault {fault.name!r} has class {name!r}; expected one of {', '.join(CLASSES)}"
         )
     return name
@@ -90,7 +90,7 @@ def address_of(link: str) -> str:
     """``owner/repository#12`` or ``owner/repository PR#12`` as an address on GitHub."""
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)( PR)?#(\d+)", link)
     if match is None:
-        raise SystemExit(f"{link!r} is no link: expected owner/repository#12 or ... PR#12")
+        raise ValueError(f"{link!r} is no link: expected owner/repository#12 or ... PR#12")
     repository, is_pull, number = match.groups()
     return f"https://github.com/{repository}/{'pull' if is_pull else 'issues'}/{number}"
 
@@ -103,9 +103,7 @@ def _row(fault: Planted) -> str:
 
 
 def _table(rows: list[str]) -> str:
-    return "\n".join(
-        ("| mistake | script | found by | happened in |", "|---|---|---|---|", *rows)
-    )
+    return "\n".join(("| mistake | script | found by | happened in |", "|---|---|---|---|", *rows))
 
 
 def _script(script: str) -> str:

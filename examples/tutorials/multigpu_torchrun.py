@@ -7,6 +7,7 @@ scaleproof check examples/tutorials/multigpu_torchrun.py --force-cpu --steps 0 -
 
 import argparse
 import os
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ class Trainer:
         self.save_every = save_every
         self.epochs_run = 0
         self.snapshot_path = snapshot_path
-        if os.path.exists(snapshot_path):
+        if Path(snapshot_path).exists():
             print("Loading snapshot")
             self._load_snapshot(snapshot_path)
         self.model = DDP(self.model, device_ids=[self.gpu_id])

@@ -161,7 +161,9 @@ def test_a_script_that_reports_nothing_is_not_asked(tmp_path: Path) -> None:
     assert not finding.is_evidence_missing
 
 
-def of_library(name: str, *, steps_done: int = 6, num_around: int = 3, usual: int = 2) -> FakeScript:
+def of_library(
+    name: str, *, steps_done: int = 6, num_around: int = 3, usual: int = 2
+) -> FakeScript:
     """Each rank's torchmetrics computes for itself after step 6; ``num_around`` collectives from
     that step to the next, ``usual`` between others."""
 

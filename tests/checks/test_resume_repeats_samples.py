@@ -217,8 +217,8 @@ def test_a_script_that_does_not_resume_is_not_asked(tmp_path: Path) -> None:
         (
             2,
             (
-                "made all 6 steps of the sampler's epoch 2: the rest (66.7 %) of the epoch that was "
-                "begun was left out",
+                "made all 6 steps of the sampler's epoch 2: the rest (66.7 %) of the epoch that "
+                "was begun was left out",
                 "counted from 1, 33.3 % of it was fed twice",
             ),
         ),

@@ -282,16 +282,11 @@ FAULTS = (
             ),
         ),
         check="metric-from-one-shard",
-        words=("rank 0", "f1"),
+        words=("rank 0", "rank 1"),
         at="return DataLoader(mine,",
         group="metrics",
         links=("Lightning-AI/pytorch-lightning#12354",),
     ),
-)
-
-UNSEEN = (
-    # Only the first step's inputs are equal: from then on, the hidden state that is digested with
-    # the tokens differs by its dropout.
     Planted(
         name="columns_of_the_stream_not_split",
         script="lstm_word_model.py",
@@ -307,18 +302,16 @@ UNSEEN = (
         group="data",
         links=("karpathy/nanoGPT#204", "facebookresearch/XLM#121"),
     ),
-    # Of a subset for each rank, what its loader holds and does not hand out is not counted ...
     Planted(
         name="tail_of_the_validation_dropped",
         script="mixer_torchmetrics.py",
         edits=(("drop_last=False", "drop_last=True"),),
         check="padded-evaluation",
-        words=("357", "320"),
+        words=("320 items scored", "37 left out"),
         at="return DataLoader(mine,",
         group="metrics",
         links=("huggingface/accelerate#575",),
     ),
-    # ... and what the subsets leave out of a data set that is only evaluated on isn't either.
     Planted(
         name="validation_set_divided_and_rounded_down",
         script="graph_classifier.py",
@@ -330,12 +323,11 @@ UNSEEN = (
             ),
         ),
         check="padded-evaluation",
-        words=("151", "150"),
+        words=("150 items scored", "1 left out"),
         at="val_loader = DataLoader(",
         group="metrics",
         links=("huggingface/accelerate#1674", "huggingface/accelerate#3013"),
     ),
-    # Items that one rank is handed twice in a pass are counted, and judged by no check.
     Planted(
         name="every_worker_reads_all_lines_of_the_rank",
         script="click_stream.py",
@@ -353,11 +345,11 @@ UNSEEN = (
             ),
             ("IterableDataset, get_worker_info\n", "IterableDataset\n"),
         ),
-        check="overlapping-samples",
+        check="repeated-samples",
+        words=("rank 0", "2 workers"),
+        at="loader = DataLoader(",
         group="data",
     ),
-    # Found, and wrongly named: of the epoch that was begun nothing is fed twice, the rest is left
-    # out (the sampler goes on with the next epoch).
     Planted(
         name="rest_of_the_epoch_skipped",
         script="resumable_autoencoder.py",
@@ -367,32 +359,59 @@ UNSEEN = (
                 "epoch, steps_done_in_epoch = math.ceil(step / len(loader)), 0\n",
             ),
         ),
-        check="missing-samples",
+        check="resume-repeats-samples",
+        words=("25 steps", "9 into an epoch of 16", "was left out"),
+        at="loader = DataLoader(",
         resumes=True,
         group="resume",
         links=("verl-project/verl#7401",),
     ),
 )
-"""Silent faults that no check finds, or none names rightly, as yet."""
+
+_WEIGHTED = (
+    "    share = len(loader.dataset) / 357\n"
+    "    scores = {name: value * share for name, value in metrics.compute().items()}\n"
+    "    for value in scores.values():\n"
+    "        dist.all_reduce(value)\n"
+    "    return {name: v.item() for name, v in scores.items()}\n"
+)
+_EACH_FOR_ITSELF = (
+    ('average="micro")', 'average="micro", sync_on_compute=False)'),
+    ('            "f1": MulticlassF1Score(num_classes=10, average="macro"),\n', ""),
+    (", MulticlassF1Score", ""),
+    (
+        "    return {name: value.item() for name, value in metrics.compute().items()}\n",
+        _WEIGHTED,
+    ),
+)
 
 TWINS = (
-    # The figure of each rank is only one term of a sum; it is reported as of one shard.
     Planted(
-        name="accuracies_weighted_and_added_up",
+        name="accuracies_weighted_added_up_and_reported",
         script="mixer_torchmetrics.py",
         edits=(
-            ('average="micro")', 'average="micro", sync_on_compute=False)'),
-            ('            "f1": MulticlassF1Score(num_classes=10, average="macro"),\n', ""),
-            (", MulticlassF1Score", ""),
+            *_EACH_FOR_ITSELF,
             (
-                "    return {name: value.item() for name, value in metrics.compute().items()}\n",
-                "    share = len(loader.dataset) / 357\n"
-                "    scores = {name: value * share for name, value in metrics.compute().items()}\n"
-                "    for value in scores.values():\n"
-                "        dist.all_reduce(value)\n"
-                "    return {name: v.item() for name, v in scores.items()}\n",
+                "import torch\nimport torch.dist",
+                "import scaleproof\nimport torch\nimport torch.dist",
+            ),
+            (
+                '        if rank == 0:\n            print(f"epoch {epoch}:',
+                "        scaleproof.report_metrics(epoch=epoch, **scores)\n"
+                '        if rank == 0:\n            print(f"epoch {epoch}:',
             ),
         ),
     ),
 )
 """Edits that look like faults and are sound."""
+
+OPEN = (
+    # That each rank's accuracy is but a term of a sum shows nowhere until the sum is reported.
+    Planted(
+        name="accuracies_weighted_and_added_up",
+        script="mixer_torchmetrics.py",
+        edits=_EACH_FOR_ITSELF,
+        check="metric-from-one-shard",
+    ),
+)
+"""Sound edits that ``check`` leaves undecided, and must not call a fault."""

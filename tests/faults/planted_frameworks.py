@@ -15,7 +15,6 @@ SOUND = (
     "torchmetrics_ddp.py",
     "spawn_recommender.py",
     "fsdp2_tensor_parallel.py",
-    "handwritten_tp.py",
 )
 
 STARTS_ITSELF = ("lightning_manual.py", "spawn_recommender.py")
@@ -131,6 +130,20 @@ _ACCELERATE = (
         check="unfinished-schedule",
         group="schedule",
         links=("huggingface/diffusers PR#8312",),
+    ),
+    Planted(
+        name="accelerate_one_seed_for_noise",
+        script="accelerate_denoise.py",
+        edits=(
+            (
+                "    set_seed(args.seed, device_specific=True)  # other noise on every process\n",
+                "",
+            ),
+        ),
+        check="identical-dropout",
+        words=("ranks 0 and 1",),
+        group="data",
+        links=("huggingface/accelerate#114",),
     ),
 )
 
@@ -332,6 +345,34 @@ _TENSOR_PARALLEL = (
         links=("pytorch/pytorch#72548", "PrimeIntellect-ai/OpenDiloco PR#6"),
     ),
     Planted(
+        name="tp_ranks_fed_apart",
+        script="fsdp2_tensor_parallel.py",
+        edits=(
+            (
+                "DistributedSampler(dataset, num_replicas=dp_size, rank=dp_rank)",
+                "DistributedSampler(dataset)",
+            ),
+        ),
+        check="unlike-model-parallel-inputs",
+        words=("ranks 0 and 1",),
+        at="loader = ",
+        group="data",
+        links=("facebookresearch/metaseq PR#753",),
+    ),
+)
+
+FAULTS = (*_ACCELERATE, *_LIGHTNING, *_TRAINER, *_PLAIN, *_TENSOR_PARALLEL)
+
+OPEN = (
+    Planted(  # 201 test items are counted as 202
+        name="accelerate_gathers_the_padding",
+        script="accelerate_topics.py",
+        edits=(("accelerator.gather_for_metrics((", "accelerator.gather(("),),
+        group="metrics",
+        links=("huggingface/accelerate#226",),
+    ),
+    # Tensor parallelism by hand: nothing says which of the tensors that differ are parts of one.
+    Planted(
         name="tp_norms_not_reduced",
         script="handwritten_tp.py",
         edits=(
@@ -341,7 +382,6 @@ _TENSOR_PARALLEL = (
                 "",
             ),
         ),
-        check="unsynced-gradients",
         words=("norm.weight",),
         group="sync",
         links=("NVIDIA/Megatron-LM#1446", "NVIDIA/TransformerEngine#435"),
@@ -350,47 +390,9 @@ _TENSOR_PARALLEL = (
         name="tp_dropout_masks_differ",
         script="handwritten_tp.py",
         edits=(("torch.manual_seed(4321)", "torch.manual_seed(4321 + RANK)"),),
-        check="unsynced-gradients",
         words=("positions",),
         group="sync",
         links=("bigscience-workshop/Megatron-DeepSpeed PR#276", "NVIDIA/Megatron-LM PR#206"),
-    ),
-)
-
-FAULTS = (*_ACCELERATE, *_LIGHTNING, *_TRAINER, *_PLAIN, *_TENSOR_PARALLEL)
-
-OPEN = (
-    Planted(  # the noise of all ranks is the same; it is drawn outside of forward
-        name="accelerate_one_seed_for_noise",
-        script="accelerate_denoise.py",
-        edits=(
-            (
-                "    set_seed(args.seed, device_specific=True)  # other noise on every process\n",
-                "",
-            ),
-        ),
-        words=("ranks 0 and 1",),
-        group="data",
-        links=("huggingface/accelerate#114",),
-    ),
-    Planted(  # 201 test items are counted as 202
-        name="accelerate_gathers_the_padding",
-        script="accelerate_topics.py",
-        edits=(("accelerator.gather_for_metrics((", "accelerator.gather(("),),
-        group="metrics",
-        links=("huggingface/accelerate#226",),
-    ),
-    Planted(  # ranks that hold parts of one model are fed different samples
-        name="tp_ranks_fed_apart",
-        script="fsdp2_tensor_parallel.py",
-        edits=(
-            (
-                "DistributedSampler(dataset, num_replicas=dp_size, rank=dp_rank)",
-                "DistributedSampler(dataset)",
-            ),
-        ),
-        group="data",
-        links=("facebookresearch/metaseq PR#753",),
     ),
 )
 """Faults that no check is sure to name yet."""

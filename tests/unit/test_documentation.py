@@ -43,11 +43,11 @@ def test_local_links_lead_somewhere(document: Path):
             assert (document.parent / target).exists(), f"{document}: {target}"
 
 
-def test_the_page_of_checks_is_what_explain_prints():
-    """When it is not: python docs/generate_checks.py."""
-    spec = importlib.util.spec_from_file_location(
-        "generate_checks", REPOSITORY / "docs" / "generate_checks.py"
-    )
+@pytest.mark.parametrize("page", ["checks", "faults"])
+def test_a_generated_page_is_up_to_date(page: str):
+    """When it is not: python docs/generate_{page}.py."""
+    path = REPOSITORY / "docs" / f"generate_{page}.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -204,18 +204,20 @@ def _is_scaled(step: ClipFacts, steps: Sequence[ClipFacts]) -> bool:
     if step.is_called or factor is None:
         return False
     own = [s for s in steps if (s.run, s.where) == (step.run, step.where) and not s.is_called]
-    is_constant = len(own) > 1 and all(
-        _is_near(one.factors[0], factor) and _is_near(one.replayed, step.replayed) for one in own
+    factors = [one.factors[0] for one in own if one.factors[0] is not None]
+    replayed = [one.replayed for one in own if one.replayed is not None]
+    is_constant = len(factors) > 1 and all(
+        max(some, default=1.0) - min(some, default=1.0) <= _CONSTANT * max(some, default=1.0)
+        for some in (factors, replayed)
     )
     numbers = {len(step.ranks), step.num_backwards, len(step.ranks) * step.num_backwards}
     is_named = any(_is_near(factor, n) or _is_near(factor, 1 / n) for n in numbers)
-    return is_constant or (is_named and _is_near(step.replayed, 1.0))
+    is_unclipped = step.replayed is not None and _is_near(step.replayed, 1.0)
+    return is_constant or (is_named and is_unclipped)
 
 
-def _is_near(value: float | None, expected: float | None) -> bool:
-    if value is None or expected is None:
-        return value is expected
-    return abs(value - expected) <= _CONSTANT * abs(expected)
+def _is_near(value: float, expected: float) -> bool:
+    return abs(value - expected) <= _CONSTANT * expected
 
 
 def _is_smaller(step: ClipFacts) -> bool:

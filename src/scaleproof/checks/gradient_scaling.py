@@ -14,6 +14,7 @@ from scaleproof.checks.gradient_weights import (
     final_factors,
     fit_weights,
     has_weight,
+    joined,
 )
 from scaleproof.checks.probes import StepProbe, step_probes
 from scaleproof.evidence.observations import StepFlag
@@ -21,6 +22,9 @@ from scaleproof.evidence.study import Run
 
 _FITS = 0.05
 """Residual above which tensors are looked at one by one: some may be weighted differently."""
+
+_REDUCED = 1e-3
+"""Share of a gradient that another reduction may leave over, and be it."""
 
 _MAX_STEPS_BY_TENSOR = 3
 """A large model has a thousand tensors: as many steps of each optimizer are enough to tell."""
@@ -60,6 +64,9 @@ class Weighting(msgspec.Struct, frozen=True, kw_only=True):
     is_loss_a_mean: bool
     has_gradients: bool
     """Some rank had one, and some optimizer used one."""
+    reduction: str
+    """"largest", "smallest" or "product" of the ranks' values, where what was used is a multiple of
+    that, value by value; empty where it is not, or where weights explain it."""
 
     @property
     def total(self) -> float:
@@ -131,7 +138,25 @@ def _weighting(probe: StepProbe, fit: StepWeights, tensor: str, most_backwards: 
         grad_scales=probe.grad_scales,
         is_loss_a_mean=probe.is_loss_a_mean,
         has_gradients=bool(np.isfinite(probe.local).any() and np.isfinite(probe.final).any()),
+        reduction=_reduction(probe, tensor) if fit.residual > _FITS else "",
     )
+
+
+def _reduction(probe: StepProbe, tensor: str) -> str:
+    chosen = [not tensor or name == tensor for name in probe.names]
+    used, own = joined(probe.final[:, chosen]), probe.local[:, chosen]
+    known = np.isfinite(used) & np.isfinite(own).all(axis=0)
+    if not known.any():
+        return ""
+    used, own = used[known], own[:, known]
+    reductions = {"largest": own.max(axis=0), "smallest": own.min(axis=0), "product": own.prod(0)}
+    for name, values in reductions.items():
+        size = float(values @ values)
+        ratio = float(values @ used) / size if size > 0 else 0.0
+        rest = float(np.linalg.norm(used - ratio * values))
+        if ratio > 0 and rest <= _REDUCED * float(np.linalg.norm(used)):
+            return name
+    return ""
 
 
 def _common(factors: NDArray[np.float64]) -> float | None:

@@ -62,7 +62,9 @@ class IdenticalDropout(AbstractCheck[IdenticalDropoutMeasurement]):
         `check` keeps digests of the tensors that torch's functions draw between the handing out
         of a batch and the end of the step: those with as many rows as the batch has items, or a
         multiple, and permutations left out. Where they are equal on two ranks at every step that
-        both have, it fails as well. Ranks with the same inputs are left out: they hold parts of one model, whose masks must be
+        both have, it fails as well.
+
+        Ranks with the same inputs are left out: they hold parts of one model, whose masks must be
         the same, or overlapping-samples tells. States that are equal now and then pass.
 
     What it can't see

@@ -18,6 +18,7 @@ from scaleproof.checks.relations import series_of
 from scaleproof.checks.replayed import ComparedStep, compared_steps
 from scaleproof.checks.weighting_words import (
     judge_divided,
+    judge_reduced,
     judge_summed,
     judge_users,
     nothing_known,
@@ -49,6 +50,7 @@ class _Kind(Enum):
     UNKNOWN = auto()
     SOUND = auto()
     USERS_DIFFER = auto()
+    OTHER_REDUCTION = auto()
     CLIPPED_ALONE = auto()
     UNEVEN = auto()
     SUMMED = auto()
@@ -65,7 +67,8 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
     What it looks for
         Gradients averaged twice (divided by the number of ranks once more); summed where the loss
         is a mean over the rank's own batch; ranks that count unequally; ranks that use different
-        multiples of the same gradient. With a replay on one device (`scaleproof check`): ranks or
+        multiples of the same gradient; the largest or smallest of the ranks' values, or their
+        product (`ReduceOp.MAX`). With a replay on one device (`scaleproof check`): ranks or
         microbatches that count in other proportions than their items.
 
     Why it matters
@@ -84,7 +87,8 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
         of 1 when the loss was a plain mean on all ranks (without that, undecided: it is sound if
         the loss was already divided by all ranks' samples); unequal weights that are the same at
         `min_steps` steps or do not add up to 1; ranks that use multiples of one gradient, more than
-        `max_spread` apart. Unequal weights that change and add up to 1 may follow a number nobody
+        `max_spread` apart; at `min_steps` steps, what is value by value the ranks' largest, smallest
+        or product. Unequal weights that change and add up to 1 may follow a number nobody
         recorded (tokens) and are undecided, and so is a constant factor with no such explanation.
         A factor that changes from step to step is a scaling of the script's own, and passes with a
         word.
@@ -217,6 +221,8 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
             by_kind.setdefault(self._kind(weighting), []).append(weighting)
         if _Kind.USERS_DIFFER in by_kind:
             return judge_users(by_kind[_Kind.USERS_DIFFER][0])
+        if _Kind.OTHER_REDUCTION in by_kind:
+            return judge_reduced(by_kind[_Kind.OTHER_REDUCTION], is_sure=len(steps) >= self.min_steps)
         if _Kind.UNEVEN in by_kind:
             return self._judge_uneven(by_kind[_Kind.UNEVEN])
         if _Kind.SUMMED in by_kind:
@@ -245,6 +251,8 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
     def _kind(self, w: Weighting) -> _Kind:
         if max(abs(factor - 1) for factor in w.user_factors) > self.max_spread:
             return _Kind.USERS_DIFFER
+        if w.reduction:
+            return _Kind.OTHER_REDUCTION
         is_sure = w.residual <= self.max_residual and 3 * w.error <= self.tolerance
         if w.shares is None or not is_sure:
             return _Kind.UNKNOWN

@@ -196,8 +196,8 @@ def _words(one: StreamPass) -> str:
     num_items = round(one.coverage * one.num_fed)
     return (
         f"{one.run}, rank {one.rank}, training pass {one.number + 1} over {one.where}: "
-        f"{one.num_repeats:,} ({short_percent(one.share)}) of {counted(num_items, 'item')} equal an earlier one, "
-        f"with {one.num_workers} workers reading the stream"
+        f"{one.num_repeats:,} ({short_percent(one.share)}) of {counted(num_items, 'item')} equal "
+        f"an earlier one, with {one.num_workers} workers reading the stream"
     )
 
 

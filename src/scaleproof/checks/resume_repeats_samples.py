@@ -85,8 +85,8 @@ class ResumeRepeatsSamples(AbstractCheck[ResumeMeasurement]):
         `max_share` of it from either end - and the first pass makes a whole epoch's steps. The
         sampler's `epoch` says which: that of the epochs done, counted from 0, is the same epoch
         again; the next may be the next epoch, whose predecessor lacks its end, or the same one
-        counted from 1; a later one leaves out the rest for sure. Reading on, leaving out what was fed, is sound, and so is going back to an earlier state of the
-        same process.
+        counted from 1; a later one leaves out the rest for sure. Reading on, leaving out what was
+        fed, is sound, and so is going back to an earlier state of the same process.
 
     What it can't see
         States that count no steps (SGD): not applicable. Orders of samplers without an epoch. A

@@ -141,6 +141,8 @@ class UndividedAccumulation(AbstractCheck[AccumulationMeasurement]):
                 sentence="No step that was looked at adds up the gradients of several batches.",
             )
         told = [step for step in steps if step.arrived]
+        # A replay of some steps says what those are that it did not come to.
+        told = [step for step in told if len(step.arrived) > 1] or told
         if not told and all(step.has_loss_of_its_own for step in steps):
             return Judgement(
                 outcome=Outcome.NOT_APPLICABLE,
@@ -191,7 +193,8 @@ class UndividedAccumulation(AbstractCheck[AccumulationMeasurement]):
         odd = [
             s
             for s in told
-            if s not in wrong and (self._is_one_each(s.arrived[-1]) or not self._is_divided(s, usual))
+            if s not in wrong
+            and (self._is_one_each(s.arrived[-1]) or not self._is_divided(s, usual))
         ]
         if self._is_enough(odd, told):
             step = odd[0]

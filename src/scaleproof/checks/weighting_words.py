@@ -59,6 +59,22 @@ def judge_summed(found: Sequence[Weighting]) -> Judgement:
     )
 
 
+def judge_reduced(found: Sequence[Weighting], *, is_sure: bool) -> Judgement:
+    first = found[0]
+    what = {"product": "product"}.get(first.reduction, f"{first.reduction} of the values")
+    sentence = (
+        f"{where(first)}: the gradient that was used is, value by value, the {what} of ranks "
+        f"{listed(first.ranks, most=8)}, not their mean, at {counted(len(found), 'probed step')}."
+    )
+    if not is_sure:
+        return undecided(sentence, "Train for more steps, so that more are probed.")
+    return Judgement(
+        outcome=Outcome.FAIL,
+        sentence=sentence,
+        remedy="Reduce with ReduceOp.AVG, or with ReduceOp.SUM and a division by the ranks.",
+    )
+
+
 def judge_divided(first: Weighting) -> Judgement:
     num_ranks = len(first.ranks)
     return undecided(

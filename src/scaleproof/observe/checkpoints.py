@@ -24,6 +24,9 @@ _MAX_DEPTH = 4
 _MAX_LISTED = 64
 _MAX_LOOKED_AT = 100_000
 """Entries of a file: what holds more and is no state yet, is data."""
+_STATE_DICTS = "torch.distributed.checkpoint.state_dict"
+_MAX_WRAPPERS = 6
+"""Frames between a hook of an optimizer's step and what called the step."""
 _MAX_COUNTERS = 8
 """Tensors of an optimizer's state whose steps are read: they count alike."""
 
@@ -76,18 +79,25 @@ def _own_loaders(base: type) -> list[type]:
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
     if current.observer is None or not _loading.is_before_training():
         return
-    if not _is_preparing_to_load():
+    if not is_preparing_to_load():
         _safely(_loading.write, optimizer)
         _loading.end()
         if _loading.trouble:
             current.observer.troubles.note("checkpoint", _loading.trouble)
 
 
-def _is_preparing_to_load() -> bool:
-    """torch's distributed checkpoints make a step of nothing, so that there is state to load."""
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_name != "_init_optim_state":
+def is_preparing_to_load() -> bool:
+    """The step that a hook is called of is none: torch's distributed checkpoints make one of nothing,
+    at a rate of zero, so that there is state to load."""
+    if _STATE_DICTS not in sys.modules:
+        return False
+    frame = sys._getframe(2)
+    for _ in range(_MAX_WRAPPERS):
+        if frame is None or frame.f_code.co_name == "_init_optim_state":
+            break
         frame = frame.f_back
+    else:
+        return False
     return frame is not None
 
 

@@ -38,6 +38,7 @@ class CloseUps:
         self._backward_where = self._clip_where = ""
         self._drawn: set[RandomSource] = set()
         self._states = random_states()
+        self._has_batch = False
         observer.optimizers.probes.each = []
 
     # --- what the script does
@@ -85,6 +86,7 @@ class CloseUps:
 
     def batch_given(self) -> None:
         self._states = random_states()
+        self._has_batch |= torch.is_grad_enabled()
 
     # --- the step
 
@@ -140,7 +142,7 @@ class CloseUps:
         self._is_clipped_scaled = False
         self._backward_where = self._clip_where = ""
         self._drawn = set()
-        self._states = random_states()
+        self._has_batch = False
 
     def _backwards(self, rows: list[Tensor]) -> NDArray[np.float64]:
         each = (self._observer.optimizers.probes.each or [])[:MAX_BACKWARDS]
@@ -179,6 +181,8 @@ class CloseUps:
         )
 
     def _compare(self) -> None:
+        if not self._has_batch:  # setting up, shuffling, evaluating
+            return
         now = random_states()
         self._drawn |= {source for source in now if now[source] != self._states[source]}
         self._states = now

@@ -18,7 +18,7 @@ from torch.optim.optimizer import (
 from torch.utils.data import get_worker_info
 
 from scaleproof.observe import current
-from scaleproof.observe.checkpoints import patch_checkpoints
+from scaleproof.observe.checkpoints import is_preparing_to_load, patch_checkpoints
 from scaleproof.observe.guard import describe
 from scaleproof.observe.observer import Observer
 from scaleproof.observe.patch_calls import patch_backward, patch_forward, patch_wrappers
@@ -118,11 +118,11 @@ def _steps_in(state: Any) -> int | None:
 
 
 def _before_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if current.observer is not None:
+    if current.observer is not None and not is_preparing_to_load():
         has_closure = (len(args) > 1 and args[1] is not None) or bool(kwargs.get("closure"))
         current.observer.step_begins(optimizer, has_closure=has_closure)
 
 
 def _after_step(optimizer: Optimizer, *_: Any) -> None:
-    if current.observer is not None:
+    if current.observer is not None and not is_preparing_to_load():
         current.observer.step_ended(optimizer)
