@@ -11,7 +11,7 @@ from scaleproof.checks.overlapping_samples import OverlappingSamples
 from scaleproof.checks.unlike_model_parallel_inputs import UnlikeModelParallelInputs
 from scaleproof.checks.unsynced_gradients import UnsyncedGradients
 from scaleproof.evidence.any_record import AnyRecord
-from scaleproof.evidence.observations import PassRecord, ProbeRecord, ProcessRecord
+from scaleproof.evidence.observations import Moment, PassRecord, ProbeRecord, ProcessRecord
 from scaleproof.verdict.run_check import run_check
 
 Change = Callable[[int, AnyRecord], AnyRecord]
@@ -166,7 +166,12 @@ def test_what_each_rank_of_a_model_holds_whole_must_have_one_gradient(tmp_path: 
     def final(script: FakeScript, rank: int, step: int, locals_: list[np.ndarray]) -> np.ndarray:
         return locals_[rank]
 
-    study = build_observed(tmp_path, FakeScript(change=peers((0, 1)), fed=same, final=final))
+    def state(script: FakeScript, rank: int, steps_done: int, moment: Moment) -> dict[Any, Any]:
+        sound = FakeScript().state(script, rank, steps_done, moment)
+        return {key: values + rank * steps_done / 10 for key, values in sound.items()}
+
+    script = FakeScript(change=peers((0, 1)), fed=same, final=final, state=state)
+    study = build_observed(tmp_path, script)
 
     assert run_check(UnsyncedGradients(), study, blocks=True).outcome is Outcome.FAIL
 

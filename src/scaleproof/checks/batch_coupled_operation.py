@@ -12,6 +12,7 @@ from scaleproof.checks.needs import CANDIDATE_RUN, CLOSE_UPS, SCRIPT, STEPS, TWO
 from scaleproof.checks.relations import (
     Consistency,
     Relation,
+    fits,
     relation_of,
     series_of,
     where_words,
@@ -175,11 +176,17 @@ class BatchCoupledOperation(AbstractCheck[BatchCoupledMeasurement]):
 
 def _judge_coupled(consistency: Consistency) -> Judgement:
     first = consistency.found[0]
+    of = f"{percent(first.in_reference.residual)} of it is left over; cosine {first.cosine:.2f}"
+    of += " with what was used"
+    tensor = ""
+    if first.in_reference.residual <= fits(first):
+        worst = first.off[-1]
+        tensor = f" of tensor {worst.name!r}"
+        of = f"{percent(worst.reference.residual)} of it is left over"
     return Judgement(
         outcome=Outcome.FAIL,
-        sentence=f"{where_words(first)}: one device's gradient on the items of all ranks is no "
-        f"weighted sum of the gradients of the ranks ({percent(first.in_reference.residual)} of it "
-        f"is left over; cosine {first.cosine:.2f} with what was used), {consistency.words}: an "
+        sentence=f"{where_words(first)}: one device's gradient{tensor} on the items of all ranks "
+        f"is no weighted sum of the gradients of the ranks ({of}), {consistency.words}: an "
         "operation couples the items of a batch (a contrastive loss, for one), or the ranks run "
         "different code.",
         remedy="If one device's gradient is wanted, gather what is compared from all ranks, with "

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
+from scaleproof.checks.closer_looks import closer_looks
 from scaleproof.checks.gradient_weights import (
+    EQUAL,
     clip_factors,
     final_factors,
     fit_weights,
@@ -19,7 +21,9 @@ from scaleproof.checks.gradient_weights import (
 from scaleproof.checks.needs import CANDIDATE_RUN, SCRIPT, STEPS, TWO_RANKS
 from scaleproof.checks.probes import StepProbe, step_probes
 from scaleproof.checks.wording import counted, listed
+from scaleproof.evidence.close_ups import CloseUpRecord
 from scaleproof.evidence.observations import StepFlag
+from scaleproof.evidence.rank import Rank
 from scaleproof.evidence.study import Run, Study
 
 
@@ -63,11 +67,27 @@ class ClipProbe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @final
+class OwnClip(msgspec.Struct, frozen=True, kw_only=True):
+    """What the first clipping of a step was given, where all ranks used the same gradient after
+    it. ``distance``: how far the ranks' were apart, relative to the largest; ``norms``: of that,
+    by rank; ``limit``: the least allowed."""
+
+    run: str
+    where: str
+    step: int
+    distance: float
+    norms: tuple[float, ...]
+    limit: float
+
+
+@final
 class ClippedMeasurement(msgspec.Struct, frozen=True, kw_only=True):
-    """``probes``: of steps at which every weight is determined."""
+    """``probes``: of steps at which every weight is determined. ``own``: of steps that were looked
+    at closely."""
 
     steps: tuple[ClippedSteps, ...]
     probes: tuple[ClipProbe, ...]
+    own: tuple[OwnClip, ...]
 
 
 @final
@@ -92,7 +112,9 @@ class ClippedBeforeReduction(AbstractCheck[ClippedMeasurement]):
         `clip_grad_norm_` applied on each rank, up to `tolerance` of an even weight; when, without
         that function, weight times norm of the rank's own gradient is the same on all ranks though
         the norms are not, at `min_steps` steps; and when shards are scaled by factors further
-        apart than `tolerance`. Steps where weights leave more than `max_residual` unexplained don't
+        apart than `tolerance`. Under `check` also when the first clipping of a step reached its
+        limit on gradients that were apart by more than `tolerance`, and all ranks then used the
+        same ones. Steps where weights leave more than `max_residual` unexplained don't
         count, nor do those at which the ranks' loss scales differ (see schedule-drift): the scale
         makes weights uneven then. A collective between clipping and the step (for the logged
         loss, for one) is no proof; where ranks measured unequal norms before one and no probe
@@ -130,6 +152,7 @@ class ClippedBeforeReduction(AbstractCheck[ClippedMeasurement]):
         return ClippedMeasurement(
             steps=tuple(_clipped_steps(run) for run in runs),
             probes=tuple(found for run in runs for found in _probes(run)),
+            own=tuple(found for run in runs for found in _own_clips(run)),
         )
 
     def judge(self, measurement: ClippedMeasurement) -> Judgement:
@@ -150,6 +173,18 @@ class ClippedBeforeReduction(AbstractCheck[ClippedMeasurement]):
                 sentence=_sentence_of_shards(shards[0]),
                 remedy="Take the norm over all shards: torch.nn.utils.clip_grad_norm_ on the "
                 "model's own parameters, never on to_local().",
+            )
+        reached = [
+            clip
+            for clip in measurement.own
+            if clip.distance > self.tolerance and max(clip.norms) > clip.limit
+        ]
+        if reached:
+            return Judgement(
+                outcome=Outcome.FAIL,
+                sentence=_sentence_of_own(reached[0], counted(len(reached), "step")),
+                remedy="Clip after the gradients are averaged: with accumulation after the last "
+                "backward of a step only.",
             )
         return self._judge_the_rest(measurement, sure, by_size)
 
@@ -217,6 +252,49 @@ def _sentence_of_shards(probe: ClipProbe) -> str:
         f"{probe.run}, step {probe.step}: ranks scaled their shards of one gradient differently "
         f"({probe.where}), by {listed(totals, most=8)}: each clipped by the norm of its own shard."
     )
+
+
+def _sentence_of_own(clip: OwnClip, steps: str) -> str:
+    norms = [f"{norm:.3g}" for norm in clip.norms]
+    where = f" at {clip.where}" if clip.where else ""
+    return (
+        f"{clip.run}, step {clip.step}: each rank clipped a gradient of its own{where} (norms "
+        f"{listed(norms, most=8)}, allowed {clip.limit:.3g}) before the ranks' gradients were "
+        f"shared; so at {steps}."
+    )
+
+
+def _own_clips(run: Run) -> Iterator[OwnClip]:
+    for look in closer_looks(run):
+        probe = look.probe
+        factors = final_factors(probe)
+        is_known = np.isfinite(look.before_clipping).any(axis=2).all(axis=0) & ~probe.is_sharded
+        # Clipping single values measures no norm; loss scales that differ are another fault.
+        is_by_norm = bool(np.isfinite(probe.column("clip_norm")).all())
+        is_shared = bool(np.isfinite(factors).all() and (np.abs(factors - 1) <= EQUAL).all())
+        if not is_by_norm or not is_shared or not is_known.any() or len(set(probe.grad_scales)) > 1:
+            continue
+        given = np.nan_to_num(look.before_clipping[:, is_known]).reshape(probe.num_ranks, -1)
+        gaps = np.linalg.norm(given - given[0], axis=1)
+        size = float(np.linalg.norm(given, axis=1).max())
+        if size > 0:
+            yield OwnClip(
+                run=probe.run,
+                where=look.records[0].clip_where,
+                step=probe.step,
+                distance=float(gaps.max()) / size,
+                norms=tuple(map(_given_norm, run.ranks, look.records)),
+                limit=float(probe.column("clip_max").min()),
+            )
+
+
+def _given_norm(rank: Rank, look: CloseUpRecord) -> float:
+    """Of all that was given to clipping."""
+    if look.before_clipping_norms is None:
+        return 0.0
+    norms = rank.array(look.before_clipping_norms, np.dtype("<f8"))
+    rows = [row for row in look.clipped_tensors if row < len(norms)]
+    return float(np.sqrt(np.nansum(norms[rows] ** 2)))
 
 
 def _clipped_steps(run: Run) -> ClippedSteps:

@@ -23,7 +23,9 @@ from scaleproof.checks.relations import (
 from scaleproof.checks.replayed import ComparedStep
 from scaleproof.checks.wording import counted, listed
 
-_MISWEIGHTED = frozenset({Relation.MISWEIGHTED, Relation.ONE_TENSOR_MISWEIGHTED})
+_MISWEIGHTED = frozenset(
+    {Relation.MISWEIGHTED, Relation.ONE_TENSOR_MISWEIGHTED, Relation.ONE_SIDED}
+)
 
 _REMEDY = (
     "Weight each loss by its items: sum it over the items, divide by the items of all ranks and of "
@@ -101,6 +103,14 @@ def _judgement(
 
 
 def _difference(step: ComparedStep, tolerance: float) -> str:
+    if relation_of(step, tolerance) is Relation.ONE_SIDED:
+        words = f"tensor {step.one_sided[-1]!r}"
+        if len(step.one_sided) > 1:
+            words += f", the first in the order of backward of {len(step.one_sided)},"
+        return (
+            f"{words} has a gradient on one side only, on the ranks or on one device with the same "
+            f"items, while {counted(step.num_tensors, 'tensor')} agree"
+        )
     if relation_of(step, tolerance) is Relation.ONE_TENSOR_MISWEIGHTED:
         tensor = worst_tensor(step)
         others = step.num_tensors - len(step.off)

@@ -222,7 +222,9 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
         if _Kind.USERS_DIFFER in by_kind:
             return judge_users(by_kind[_Kind.USERS_DIFFER][0])
         if _Kind.OTHER_REDUCTION in by_kind:
-            return judge_reduced(by_kind[_Kind.OTHER_REDUCTION], is_sure=len(steps) >= self.min_steps)
+            return judge_reduced(
+                by_kind[_Kind.OTHER_REDUCTION], is_sure=len(steps) >= self.min_steps
+            )
         if _Kind.UNEVEN in by_kind:
             return self._judge_uneven(by_kind[_Kind.UNEVEN])
         if _Kind.SUMMED in by_kind:

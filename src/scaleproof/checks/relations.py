@@ -37,8 +37,10 @@ class Relation(Enum):
     MISWEIGHTED = auto()
     ONE_TENSOR_SCALED = auto()
     ONE_TENSOR_MISWEIGHTED = auto()
+    ONE_SIDED = auto()
+    """Some tensor has a gradient on the ranks alone, or on one device alone."""
     COUPLED = auto()
-    """One device's gradient is no weighted sum of those of the ranks."""
+    """One device's gradient is no weighted sum of those of the ranks, at least in one tensor."""
     RANDOM = auto()
     """It differs, and random numbers were drawn."""
     UNTOLD = auto()
@@ -50,6 +52,13 @@ TOLD = frozenset(Relation) - {Relation.COUPLED, Relation.RANDOM, Relation.UNTOLD
 
 def relation_of(step: ComparedStep, tolerance: float) -> Relation:
     """``tolerance``: of a factor, and of an even weight."""
+    relation = _of_both_sides(step, tolerance)
+    is_same = relation is Relation.SAME and not step.is_random
+    return Relation.ONE_SIDED if is_same and step.one_sided else relation
+
+
+def _of_both_sides(step: ComparedStep, tolerance: float) -> Relation:
+    """Of the tensors that have a gradient on the ranks and on one device."""
     if step.why_not:
         return Relation.UNTOLD
     if step.error <= noise_of(step):
@@ -196,9 +205,12 @@ def _of_factor(step: ComparedStep, factor: float, left_over: float, tolerance: f
 
 
 def _of_single_tensors(step: ComparedStep, tolerance: float) -> Relation | None:
-    """None where all tensors are as the rest is, or what differs is none of weights."""
-    is_told = any(tensor.reference.residual <= FITS for tensor in step.off)
-    if not is_told or len(step.off) == step.num_tensors:
+    """None where all tensors are as the rest is, or weights are not determined."""
+    if not step.off or len(step.off) == step.num_tensors:
+        return None
+    if step.off[-1].reference.residual > FITS:  # the first in the order of backward
+        return Relation.COUPLED
+    if not any(tensor.reference.residual <= FITS for tensor in step.off):
         return None
     worst = worst_tensor(step)
     if worst.rest <= max(tolerance, noise_of(step)):

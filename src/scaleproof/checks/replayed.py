@@ -33,6 +33,9 @@ from scaleproof.evidence.study import Run
 _MAX_SOURCES = 32
 """Backwards of all ranks; more are added up by rank."""
 
+_ONE_SIDED = 1e-3
+"""Of the whole gradient: a tensor's that is smaller may be rounding of none."""
+
 _SUMMED = 1e-3
 """Distance from a multiple of the replayed gradient that is that multiple."""
 
@@ -52,7 +55,8 @@ class ComparedStep(msgspec.Struct, frozen=True, kw_only=True):
     reference. ``num_samples`` (None: not known) and ``num_items`` (those the losses were computed
     of) are by rank. ``is_plain_sum``: nothing divided the sum
     over the items, unless the number of backwards did.
-    ``off``: tensors that are off by themselves, in the order of the model.
+    ``off``: tensors that are off by themselves, ``one_sided``: that have a gradient on the ranks
+    alone, or on one device alone, both in the order of the model.
     """
 
     run: str
@@ -80,6 +84,7 @@ class ComparedStep(msgspec.Struct, frozen=True, kw_only=True):
     is_random: bool
     """The script itself drew random numbers in this step, in the run or in the replay."""
     off: tuple[TensorFacts, ...]
+    one_sided: tuple[str, ...]
     num_tensors: int
 
 
@@ -89,7 +94,7 @@ def compared_steps(run: Run) -> Iterator[ComparedStep]:
     if "union" not in replays:
         return
     looks: dict[ReplayName, dict[tuple[int, int], CloserLook]] = {
-        name: replayed_looks(replay) for name, replay in replays.items()
+        name: replayed_looks(replay) for name, replay in replays.items() if name != "last-rank"
     }
     numels = {
         (optimizer, name): tensor.numel
@@ -152,8 +157,29 @@ def _compare(
     )
     return _facts(
         look, replayed, reference=name, gradients=compared, union=gradients["union"],
-        sources=source_names,
+        sources=source_names, one_sided=_one_sided(look, union, alike),
     )  # fmt: skip
+
+
+def _one_sided(look: CloserLook, union: CloserLook, alike: set[str]) -> tuple[str, ...]:
+    """Tensors with a gradient worth the name on the one side, and none at all on the other."""
+    ours, theirs = _sizes(look), _sizes(union)
+    least = _ONE_SIDED * max(np.linalg.norm(list(ours.values())), 0.0)
+    return tuple(
+        name
+        for name in look.probe.names
+        if name in alike
+        and name in theirs
+        and min(ours[name], theirs[name]) == 0 < least < max(ours[name], theirs[name])
+    )
+
+
+def _sizes(look: CloserLook) -> dict[str, float]:
+    """Of the tensors' gradients, as produced and as used; 0 where there is none."""
+    values = np.nan_to_num(np.concatenate([look.probe.local, look.probe.final]))
+    norms = np.nan_to_num(np.concatenate([look.probe.local_norms, look.probe.final_norms]))
+    sizes = np.maximum(np.linalg.norm(values, axis=2).max(axis=0), norms.max(axis=0))
+    return dict(zip(look.probe.names, sizes.tolist(), strict=True))
 
 
 def _of(
@@ -234,6 +260,7 @@ def _facts(
     gradients: Gradients | None = None,
     union: NDArray[np.float64] | None = None,
     sources: tuple[tuple[int, int], ...] = (),
+    one_sided: tuple[str, ...] = (),
 ) -> ComparedStep:
     probe = look.probe
     num_samples = probe.column("num_samples")
@@ -270,6 +297,7 @@ def _facts(
         ),
         is_random=any(r.drawn for one in (look, *replayed.values()) for r in one.records),
         off=numbers.off,
+        one_sided=one_sided,
         num_tensors=0 if gradients is None else len(gradients.names),
     )
 

@@ -99,6 +99,7 @@ class ReplicaDrift(AbstractCheck[ReplicaDriftMeasurement]):
         "early-stop-differs",
         "uneven-batches",
         "clipped-before-reduction",
+        "unrestored-state",
     )
 
     tolerance: float = 1e-6

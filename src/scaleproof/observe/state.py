@@ -73,6 +73,6 @@ class StateFingerprint:
         key = (values.numel(), values.device)
         if key not in self._signs:
             generator = torch.Generator().manual_seed(values.numel())
-            signs = torch.randint(0, 2, (values.numel(),), generator=generator, dtype=torch.int8)
+            signs = randint(0, 2, (values.numel(),), generator=generator, dtype=torch.int8)
             self._signs[key] = (signs * 2 - 1).to(values.device)
         return self._signs[key]

@@ -46,14 +46,14 @@ def main():
     torch.manual_seed(100 + rank)
     np.random.seed(100 + rank)
     random.seed(100 + rank)
-    training = Blobs(44, is_training=True)
+    training = Blobs(84, is_training=True)
     sampler = DistributedSampler(training, seed=3)
     loader = DataLoader(
-        training, batch_size=8, sampler=sampler, num_workers=2, worker_init_fn=seed_worker
+        training, batch_size=16, sampler=sampler, num_workers=2, worker_init_fn=seed_worker
     )
     held_out = Blobs(16, is_training=False)
     evaluating = DataLoader(held_out, batch_size=8, sampler=DistributedSampler(held_out))
-    body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    body = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
     model = DistributedDataParallel(
         nn.Sequential(body, nn.Dropout(0.3), nn.Linear(64, 3)), broadcast_buffers=True
     )

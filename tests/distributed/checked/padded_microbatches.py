@@ -2,6 +2,7 @@
 of its own; ``no_sync``, and clipping at the end."""
 
 import contextlib
+import itertools
 import os
 import random
 
@@ -66,9 +67,8 @@ def main():
     criterion = nn.CrossEntropyLoss(ignore_index=-100, reduction="sum")
     for epoch in range(2):
         sampler.epoch = epoch
-        batches = list(loader)
-        for first in range(0, len(batches), MICROBATCHES):
-            group = batches[first : first + MICROBATCHES]
+        batches = iter(loader)
+        while group := list(itertools.islice(batches, MICROBATCHES)):
             tokens = torch.tensor(float(sum((target != -100).sum() for _, target in group)))
             dist.all_reduce(tokens)
             optimizer.zero_grad()

@@ -33,11 +33,13 @@ def train(optimizer, loss):
 for epoch in range(3):
     sampler.set_epoch(epoch)
     for (real,) in loader:
-        fake = generator_net(torch.randn(len(real), LATENT))
-        judged = critic(torch.cat([real, fake.detach()]))
+        with torch.no_grad():
+            fake = generator_net(torch.randn(len(real), LATENT))
+        judged = critic(torch.cat([real, fake]))
         ones, zeros = torch.ones(len(real), 1), torch.zeros(len(real), 1)
         train(of_critic, bce(judged, torch.cat([ones, zeros])))
         critic.requires_grad_(False)
-        train(of_generator, bce(critic.module(fake), ones))
+        again = generator_net(torch.randn(len(real), LATENT))
+        train(of_generator, bce(critic.module(again), ones))
         critic.requires_grad_(True)
 dist.destroy_process_group()
