@@ -10,7 +10,7 @@ from scaleproof.checks.check import PAGE_SECTIONS, Outcome
 from scaleproof.checks.clipped_before_reduction import ClippedBeforeReduction
 from scaleproof.checks.misweighted_gradients import MisweightedGradients
 from scaleproof.evidence.any_record import AnyRecord
-from scaleproof.evidence.observations import OptimizerRecord, StepFlag
+from scaleproof.evidence.observations import OptimizerRecord, ProbeRecord, StepFlag
 from scaleproof.evidence.study import Study
 from scaleproof.verdict.answers import Finding
 from scaleproof.verdict.run_check import run_check
@@ -217,3 +217,78 @@ def test_one_rank_has_nothing_to_reduce(tmp_path: Path, num_ranks: int) -> None:
 def test_its_page_has_all_sections() -> None:
     page = ClippedBeforeReduction.__doc__ or ""
     assert [section for section in PAGE_SECTIONS if section not in page] == []
+
+
+def scaled(script: FakeScript, rank: int, step: int, locals_: Gradients) -> np.ndarray:
+    """Rank 1's loss was multiplied by twice as much, and nothing makes up for it."""
+    return np.mean([(1 + other) * gradient for other, gradient in enumerate(locals_)], axis=0)
+
+
+def own_scales(rank: int, record: AnyRecord) -> AnyRecord:
+    if isinstance(record, ProbeRecord):
+        return msgspec.structs.replace(record, grad_scale=1.0 + rank)
+    return record
+
+
+def test_loss_scales_that_differ_are_another_fault(tmp_path: Path) -> None:
+    def local_of(script: FakeScript, rank: int, step: int) -> np.ndarray:
+        return local(script, rank, step) * (1 + rank)  # scaled, as hooks see it
+
+    def twice(rank: int, table: np.ndarray) -> None:
+        calls(own_norm=True, is_reduced_after=False)(rank, table)
+        table["clip_norm"] *= 2 - rank  # each unscales by its own
+
+    script = FakeScript(local=local_of, final=scaled, steps=twice, change=own_scales)
+    same_scale = FakeScript(local=local_of, final=clipped_alone, steps=twice)
+
+    assert finding(build_observed(tmp_path / "own", script)).outcome is Outcome.PASS
+    assert finding(build_observed(tmp_path / "same", same_scale)).outcome is Outcome.FAIL
+
+
+def given_own(script: FakeScript, rank: int, step: int, locals_: Gradients) -> np.ndarray:
+    return locals_[rank]
+
+
+def given_mean(script: FakeScript, rank: int, step: int, locals_: Gradients) -> np.ndarray:
+    return np.mean(locals_, axis=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "limit", "outcome"),
+    [
+        pytest.param(given_own, 0.5, Outcome.FAIL, id="own"),
+        pytest.param(given_mean, 0.5, Outcome.PASS, id="shared"),
+        pytest.param(given_own, 1e9, Outcome.PASS, id="own, and the limit not reached"),
+    ],
+)
+def test_what_the_first_clipping_of_a_step_was_given(
+    tmp_path: Path, given: Callable[..., np.ndarray], limit: float, outcome: Outcome
+) -> None:
+    """As when every microbatch is clipped, and the ranks share the sum: no weight tells."""
+
+    def steps(rank: int, table: np.ndarray) -> None:
+        table["flags"] |= StepFlag.CLIPPED
+        table["clip_norm"], table["clip_max"] = 1.0, limit
+
+    def unweighted(
+        script: FakeScript, rank: int, step: int, locals_: Gradients
+    ) -> np.ndarray:  # no weighted sum of the ranks' gradients
+        return np.random.default_rng([9, step]).normal(size=locals_[0].shape)
+
+    script = FakeScript(
+        final=unweighted,
+        steps=steps,
+        is_checked=True,
+        before_clipping=given,
+        clipped_tensors=(0, 1, 2),
+    )
+    found = finding(build_observed(tmp_path, script))
+
+    assert found.outcome is outcome
+    if outcome is Outcome.FAIL:
+        assert "step 1: each rank clipped a gradient of its own at train.py:63 (norms " in (
+            found.sentence
+        )
+        assert "allowed 0.5) before the ranks' gradients were shared; so at 3 steps" in (
+            found.sentence
+        )

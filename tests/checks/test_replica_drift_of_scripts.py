@@ -210,3 +210,79 @@ def test_one_rank_has_no_replicas(tmp_path: Path) -> None:
 
     assert finding.outcome is Outcome.NOT_APPLICABLE
     assert not finding.is_evidence_missing
+
+
+def with_teacher(
+    values: Callable[[int, int], float],
+    labels: Callable[[int], tuple[str, ...]] = lambda rank: ("Net (not trained).",),
+    since: int = 2,
+) -> FakeScript:
+    """A module beside the trained one, ``values(rank, steps_done)``, known from a step on.
+    ``labels``: of all such modules of a rank, which are alike."""
+
+    def state(fake: FakeScript, rank: int, steps_done: int, moment: Moment) -> State:
+        tensors = dict(SOUND(fake, rank, steps_done, moment))
+        if steps_done >= since:
+            for label in labels(rank):
+                tensors[PARAMETER, f"{label}weight"] = np.ones(8) * values(rank, steps_done)
+        return tensors
+
+    def change(rank: int, record: AnyRecord) -> AnyRecord:
+        if isinstance(record, SnapshotRecord) and record.steps_done >= since:
+            return msgspec.structs.replace(record, beside=labels(rank))
+        return record
+
+    return FakeScript(state=state, change=change)
+
+
+def test_a_teacher_that_all_ranks_update_alike_passes(tmp_path: Path) -> None:
+    assert judge(tmp_path, with_teacher(lambda rank, steps: 1.0 + steps)).outcome is Outcome.PASS
+
+
+def test_a_teacher_that_one_rank_updates_fails(tmp_path: Path) -> None:
+    judgement = judge(tmp_path, with_teacher(lambda rank, steps: 1.0 + steps * (rank == 0)))
+
+    assert judgement.outcome is Outcome.FAIL
+    assert judgement.sentence.startswith(
+        "observed-seed0, rank 1, after step 2: parameter 'Net (not trained).weight' differs from "
+        "rank 0 by "
+    )
+    assert "No optimizer trains this module" in judgement.remedy
+
+
+def test_a_teacher_that_comes_close_by_itself_still_fails(tmp_path: Path) -> None:
+    """An average of the trained model: what it began with fades."""
+    script = with_teacher(lambda rank, steps: 1.0 + (rank if steps < 10 else 0))
+
+    assert judge(tmp_path, script).outcome is Outcome.FAIL
+
+
+def test_a_module_that_only_rank_0_has_is_not_compared(tmp_path: Path) -> None:
+    script = with_teacher(
+        lambda rank, steps: 1.0 + rank, lambda rank: ("Net (not trained).",) if rank == 0 else ()
+    )
+
+    assert judge(tmp_path, script).outcome is Outcome.PASS
+
+
+def test_of_a_class_of_which_rank_0_has_more_none_is_compared(tmp_path: Path) -> None:
+    both = ("Net (not trained).", "Net (not trained, 2).")
+    script = with_teacher(
+        lambda rank, steps: 1.0 + rank, lambda rank: both if rank == 0 else both[:1]
+    )
+
+    assert judge(tmp_path, script).outcome is Outcome.PASS
+
+
+def test_drift_of_what_is_trained_is_told_first(tmp_path: Path) -> None:
+    teacher = with_teacher(lambda rank, steps: 1.0 + rank)
+
+    def state(fake: FakeScript, rank: int, steps_done: int, moment: Moment) -> State:
+        tensors = teacher.state(fake, rank, steps_done, moment)
+        if rank == 1 and steps_done >= 2:
+            tensors[HEAD] = tensors[HEAD] * 1.001
+        return tensors
+
+    judgement = judge(tmp_path, FakeScript(state=state, change=teacher.change))
+
+    assert "'head.weight' differs" in judgement.sentence

@@ -8,7 +8,7 @@ from typing import final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, nn, randint  # randint itself: a check keeps what torch.randint draws
 
 from scaleproof.evidence.records import SKETCH_SIZE, TensorKind, TensorState
 from scaleproof.evidence.writer import digest_of
