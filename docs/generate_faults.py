@@ -111,7 +111,7 @@ def _script(script: str) -> str:
 
 
 def _listed_sound() -> str:
-    unlike = {sound.script: [] for sound in SOUND}
+    unlike: dict[str, list[str]] = {sound.script: [] for sound in SOUND}
     for sound in SOUND:
         if sound.edits or sound.resumes:
             unlike[sound.script].append(sound.name.replace("_", " "))

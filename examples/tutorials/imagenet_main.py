@@ -6,6 +6,8 @@ scaleproof check examples/tutorials/imagenet_main.py --force-cpu --steps 0 -- \
     --dummy --multiprocessing-distributed
 """
 
+# pyright: reportPrivateImportUsage=false, reportOptionalMemberAccess=false
+
 import argparse
 import shutil
 import time

@@ -214,9 +214,10 @@ def _run_and_judge(
     import msgspec
     from rich.console import Console
 
-    from scaleproof.launch.arms import claim_folder, plan_study
+    from scaleproof.launch.arms import plan_study
     from scaleproof.launch.conduct import conduct
     from scaleproof.launch.progress import TerminalProgress
+    from scaleproof.launch.study_folder import claim_folder
     from scaleproof.verdict.profile import to_dict
 
     plan = plan_study(options)
@@ -235,9 +236,9 @@ def _compare_scripts(
     """Run the arms of a study of scripts with progress, then judge it."""
     from rich.console import Console
 
-    from scaleproof.launch.arms import claim_folder
     from scaleproof.launch.script_arms import conduct_scripts, plan_scripts
     from scaleproof.launch.script_progress import ScriptProgress
+    from scaleproof.launch.study_folder import claim_folder
     from scaleproof.verdict.profile import to_dict
 
     profile = choose_profile({}, profile_file, overrides)

@@ -79,9 +79,9 @@ def check(
     """
     from rich.console import Console
 
-    from scaleproof.launch.arms import claim_folder
     from scaleproof.launch.check_command import CheckOptions, conduct_check, plan_check
-    from scaleproof.launch.script_progress import CheckProgress
+    from scaleproof.launch.check_progress import CheckProgress
+    from scaleproof.launch.study_folder import claim_folder
     from scaleproof.verdict.profile import to_dict
 
     chosen = choose_profile({}, profile, {})

@@ -267,7 +267,7 @@ def test_what_the_first_clipping_of_a_step_was_given(
     """As when every microbatch is clipped, and the ranks share the sum: no weight tells."""
 
     def steps(rank: int, table: np.ndarray) -> None:
-        table["flags"] |= StepFlag.CLIPPED
+        table["flags"] |= np.uint16(StepFlag.CLIPPED)
         table["clip_norm"], table["clip_max"] = 1.0, limit
 
     def unweighted(

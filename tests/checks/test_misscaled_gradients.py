@@ -75,6 +75,38 @@ def test_a_loss_times_the_number_of_ranks_fails_with_the_factor_and_the_line(
     assert "the learning rate is 4 times" in found.remedy
 
 
+def divided(number: float) -> FakeScript:
+    """On both sides; a rank's batch has 8 samples, that of both 16."""
+
+    def final(script: FakeScript, rank: int, step: int, locals_: list[np.ndarray]) -> np.ndarray:
+        return np.mean(locals_, axis=0) / number
+
+    replays = {
+        "union": FakeReplay(final=lambda step, gradient: gradient / number),
+        "reordered": FakeReplay(final=lambda step, gradient: gradient / number, noise=1e-7),
+    }
+    return replace(SOUND, batch_size=8, final=final, replays=replays)
+
+
+@pytest.mark.parametrize(("number", "whose"), [(8, "a rank"), (16, "all ranks")])
+def test_a_mean_divided_by_the_samples_on_both_sides_fails(
+    tmp_path: Path, number: int, whose: str
+) -> None:
+    found = finding(tmp_path, divided(number))
+
+    assert found.outcome is Outcome.FAIL
+    assert (
+        f"the gradient that was used is 1/{number} of the mean of the ranks' ({number} samples are "
+        f"the batch of {whose}), at 3 of 3 compared steps: the loss is a mean"
+    ) in found.sentence
+
+
+def test_another_division_on_both_sides_and_that_of_a_sum_pass(tmp_path: Path) -> None:
+    assert finding(tmp_path / "other", divided(7)).outcome is Outcome.PASS
+    summed = replace(divided(8), change=unknown_reduction)
+    assert finding(tmp_path / "sum", summed).outcome is Outcome.PASS
+
+
 @pytest.mark.parametrize(
     ("factor", "words"),
     [

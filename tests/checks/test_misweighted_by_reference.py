@@ -66,6 +66,50 @@ def test_agreement_passes(tmp_path: Path) -> None:
     )
 
 
+def without_head(script: FakeScript, step: int) -> np.ndarray:
+    gradient = np.mean([script.local(script, rank, step) for rank in range(2)], axis=0)
+    gradient[2] = np.nan
+    return gradient
+
+
+def test_a_tensor_that_only_the_ranks_have_a_gradient_of_fails(tmp_path: Path) -> None:
+    union = FakeReplay(gradient=without_head)
+    script = replace(SOUND, replays={"union": union, "reordered": replace(union, noise=1e-7)})
+    found = finding(tmp_path, script)
+
+    assert found.outcome is Outcome.FAIL
+    assert (
+        "tensor 'head.weight' has a gradient on one side only, on the ranks or on one device with "
+        "the same items, while 2 tensors agree, at 3 of 3 compared steps"
+    ) in found.sentence
+
+
+def test_a_tensor_that_only_one_device_has_a_gradient_of_fails(tmp_path: Path) -> None:
+    def local(script: FakeScript, rank: int, step: int) -> np.ndarray:
+        gradient = FakeScript().local(FakeScript(), rank, step)
+        gradient[2] = np.nan
+        return gradient
+
+    def whole(script: FakeScript, step: int) -> np.ndarray:
+        return np.mean([FakeScript().local(FakeScript(), r, step) for r in range(2)], axis=0)
+
+    union = FakeReplay(gradient=whole)
+    both = {"union": union, "reordered": replace(union, noise=1e-7)}
+    found = finding(tmp_path, replace(SOUND, local=local, replays=both))
+
+    assert found.outcome is Outcome.FAIL
+    assert "tensor 'head.weight' has a gradient on one side only" in found.sentence
+
+
+def test_a_tensor_without_a_gradient_on_both_sides_is_no_fault(tmp_path: Path) -> None:
+    def local(script: FakeScript, rank: int, step: int) -> np.ndarray:
+        gradient = FakeScript().local(FakeScript(), rank, step)
+        gradient[2] = np.nan
+        return gradient
+
+    assert finding(tmp_path, replace(SOUND, local=local)).outcome is Outcome.PASS
+
+
 def test_masked_tokens_fail_with_both_weights(tmp_path: Path) -> None:
     """Without a replay nothing is wrong with weights of a half."""
     script = replace(SOUND, replays=replays(0.508, 0.492))

@@ -300,6 +300,27 @@ def test_what_is_no_weighted_sum_is_undecided(tmp_path: Path) -> None:
     assert "no weighted sum of the ranks' gradients" in found.sentence
 
 
+@pytest.mark.parametrize(
+    ("reduce", "words"),
+    [
+        (np.maximum, "value by value, the largest of the values of ranks 0 and 1, not their mean"),
+        (np.minimum, "value by value, the smallest of the values of"),
+        (np.multiply, "value by value, the product of ranks 0 and 1"),
+    ],
+)
+def test_another_reduction_than_a_mean_fails_and_is_named(
+    tmp_path: Path, reduce: Callable[..., np.ndarray], words: str
+) -> None:
+    def final(script: FakeScript, rank: int, step: int, locals_: Gradients) -> np.ndarray:
+        return 0.3 * reduce(*locals_)  # clipped, by what is not known
+
+    found = finding(build_observed(tmp_path / "all", FakeScript(final=final)))
+    assert found.outcome is Outcome.FAIL
+    assert words in found.sentence
+    one = FakeScript(final=final, probed_steps=(2,))
+    assert finding(build_observed(tmp_path / "one", one)).outcome is Outcome.UNDECIDED
+
+
 def test_one_tensor_that_is_summed_is_named(tmp_path: Path) -> None:
     def final(script: FakeScript, rank: int, step: int, locals_: Gradients) -> np.ndarray:
         used = np.mean(locals_, axis=0)

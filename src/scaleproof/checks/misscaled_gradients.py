@@ -70,7 +70,8 @@ class MisscaledGradients(AbstractCheck[MisscaledMeasurement]):
         beyond what rounding (the replay with its items in another order) and what weights leave
         unexplained could do, at `min_steps` steps and at `min_share` of those compared. Tensors
         are looked at one by one, too: of those off alone, the first in the order of backward is
-        named.
+        named. Fails, too, where both sides agree and are the ranks' mean over the samples of a
+        batch, though the loss was a mean over them.
 
         Passes with a word: one over the number of ranks, where the loss is a plain sum over its
         items - it keeps the size that it has for one rank's batch. Where it can't be seen whether
@@ -78,9 +79,9 @@ class MisscaledGradients(AbstractCheck[MisscaledMeasurement]):
         ranks' own, and steps that differ where the script drew random numbers, are not compared.
 
     What it can't see
-        A factor that is the same on one device: a missing division by the accumulated microbatches
-        (see undivided-accumulation). A factor that clipping by the script's own hand takes out
-        again.
+        Any other factor that is the same on one device: a missing division by the accumulated
+        microbatches (see undivided-accumulation). A factor that clipping by the script's own hand
+        takes out again.
 
     How to fix it
         DDP and FSDP average over the ranks: let the loss be the mean over the rank's own items.
@@ -131,7 +132,11 @@ class MisscaledGradients(AbstractCheck[MisscaledMeasurement]):
         )
 
     def judge(self, measurement: MisscaledMeasurement) -> Judgement:
-        judgements = [self._judge_series(steps) for steps in series_of(measurement.steps)]
+        judgements = [
+            judgement
+            for steps in series_of(measurement.steps)
+            for judgement in (self._judge_series(steps), self._judge_divided(steps))
+        ]
         for outcome in (Outcome.FAIL, Outcome.UNDECIDED):
             for judgement in judgements:
                 if judgement.outcome is outcome:
@@ -171,6 +176,37 @@ class MisscaledGradients(AbstractCheck[MisscaledMeasurement]):
                 "sum, name this check in the profile's advisory list.",
             )
         return Judgement(outcome=Outcome.FAIL, sentence=sentence, remedy=_remedy(first))
+
+    def _judge_divided(self, steps: Sequence[ComparedStep]) -> Judgement:
+        """By the items of a batch, though the loss was a mean over them; one device does it too."""
+        same = [s for s in steps if relation_of(s, self.tolerance) is Relation.SAME]
+        divided = [(s, number) for s in same if (number := self._divided_by(s)) is not None]
+        consistency = Consistency(
+            found=tuple(step for step, _ in divided),
+            num_told=len(same),
+            min_steps=self.min_steps,
+            min_share=self.min_share,
+        )
+        if not consistency.is_fault:
+            return Judgement(outcome=Outcome.PASS, sentence="")
+        first, (number, whose) = divided[0]
+        return Judgement(
+            outcome=Outcome.FAIL,
+            sentence=f"{where_words(first)}: the gradient that was used is 1/{number} of the mean "
+            f"of the ranks' ({number} samples are the batch of {whose}), {consistency.words}: the "
+            "loss is a mean over its batch already, and on one device it is divided once more too.",
+            remedy="Divide by the samples once: in the loss, or in the gradients of a sum.",
+        )
+
+    def _divided_by(self, step: ComparedStep) -> tuple[int, str] | None:
+        samples, total = step.num_samples, step.effective.total
+        is_known = samples is not None and min(samples) > len(step.ranks) and total > 0
+        if samples is None or not is_known or not step.is_plain_mean or step.num_backwards != 1:
+            return None
+        for number, whose in ((max(samples), "a rank"), (sum(samples), "all ranks")):
+            if abs(total * number - 1) <= self.tolerance:
+                return number, whose
+        return None
 
     def _is_summed(self, step: ComparedStep) -> bool:
         """A loss that is summed over its items: the mean over ranks keeps the size of one."""

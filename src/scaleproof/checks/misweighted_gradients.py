@@ -87,8 +87,8 @@ class MisweightedGradients(AbstractCheck[MisweightedMeasurement]):
         of 1 when the loss was a plain mean on all ranks (without that, undecided: it is sound if
         the loss was already divided by all ranks' samples); unequal weights that are the same at
         `min_steps` steps or do not add up to 1; ranks that use multiples of one gradient, more than
-        `max_spread` apart; at `min_steps` steps, what is value by value the ranks' largest, smallest
-        or product. Unequal weights that change and add up to 1 may follow a number nobody
+        `max_spread` apart; value by value the largest, smallest or product of the ranks' gradients,
+        at `min_steps` steps. Unequal weights that change and add up to 1 may follow a number nobody
         recorded (tokens) and are undecided, and so is a constant factor with no such explanation.
         A factor that changes from step to step is a scaling of the script's own, and passes with a
         word.

@@ -79,6 +79,8 @@ class ComparedStep(msgspec.Struct, frozen=True, kw_only=True):
     num_samples: tuple[int, ...] | None
     num_items: tuple[int, ...]
     is_plain_sum: bool
+    is_plain_mean: bool
+    """On every rank, the loss was a mean that nothing was multiplied or divided after."""
     is_loss_seen: bool
     """How the loss was reduced, and what it was multiplied with after that, is known."""
     is_random: bool
@@ -289,6 +291,7 @@ def _facts(
         num_samples=tuple(int(n) for n in num_samples) if is_counted else None,
         num_items=tuple(sum(a.num_items for a in record.arrivals) for record in look.records),
         is_plain_sum=reductions == {"sum"} or (_is_plain_sum(look) and not _may_be_mean(look)),
+        is_plain_mean=probe.is_loss_a_mean,
         is_loss_seen=reductions <= {"mean", "sum"}
         or (
             bool(arrivals)

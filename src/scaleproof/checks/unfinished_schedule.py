@@ -117,7 +117,7 @@ class UnfinishedSchedule(AbstractCheck[ScheduleMeasurement]):
     question: ClassVar[Question] = Question.SOUND
     family: ClassVar[Family] = Family.SCHEDULE
     needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, SCRIPT, STEPS, SCHEDULES)
-    consequence_of: ClassVar[tuple[str, ...]] = ("schedule-drift",)
+    consequence_of: ClassVar[tuple[str, ...]] = ("schedule-drift", "unrestored-state")
 
     tolerance: float = 0.1
 

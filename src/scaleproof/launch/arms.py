@@ -7,7 +7,6 @@ from typing import Literal, final
 
 import scaleproof
 from scaleproof.errors import RunError, ScaleproofError, UsageError
-from scaleproof.evidence.paths import StudyPaths
 from scaleproof.evidence.records import SCHEMA_VERSION, Arm, StudyRequest
 from scaleproof.evidence.tracebacks import traceback_of
 from scaleproof.launch.request import RunRequest
@@ -90,29 +89,6 @@ def plan_study(options: Options) -> Plan:
         tuple(_run_request(options, request, arm, seed) for arm in arms) for seed in seeds
     )
     return Plan(recipe=recipe, request=request, rounds=rounds)
-
-
-def claim_folder(out: Path | None, target: str) -> StudyPaths:
-    """The folder of a new study, made; ``UsageError`` when one is there already."""
-    if out is None:
-        stem = Path(target.partition(":")[0]).stem
-        moment = time.strftime("%Y%m%d-%H%M%S")
-        out = Path("scaleproof-studies") / f"{stem}-{moment}"
-    paths = StudyPaths(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        occupied = any(out.iterdir())
-    except OSError as error:
-        raise UsageError(
-            f"can't make the study folder {out}: {error.strerror}. Name a folder you may write "
-            "to with --out."
-        ) from error
-    if occupied:
-        raise UsageError(
-            f"the study folder {out} is not empty. Name a new one with --out, or remove it; "
-            "scaleproof judge reads the study that is there."
-        )
-    return paths
 
 
 def _check_numbers(options: Options) -> None:

@@ -20,15 +20,15 @@ from scaleproof.evidence.records import SCHEMA_VERSION, CheckRequest, StudyReque
 from scaleproof.evidence.study import Run, load_run
 from scaleproof.evidence.troubles import read_troubles
 from scaleproof.evidence.writer import write_json
+from scaleproof.launch.device_kind import device_kind_here
 from scaleproof.launch.environment import world_of_one
 from scaleproof.launch.interrupts import Interrupts
 from scaleproof.launch.launchers import Launcher, launcher_of
 from scaleproof.launch.needs_cuda import needs_cuda
 from scaleproof.launch.observe_command import ARM, run_observed
 from scaleproof.launch.replay_plan import UnreplayableError, plan_replay
-from scaleproof.launch.script_arms import into_log, last_lines, log_of, manifest_of
+from scaleproof.launch.script_output import into_log, last_lines, log_of, manifest_of
 from scaleproof.observe.replay.asked import CheckFacts
-from scaleproof.strategies.devices import default_device_kind
 
 DEFAULT_STEPS = 20
 
@@ -97,7 +97,7 @@ def plan_check(options: CheckOptions, profile: dict[str, Any]) -> CheckPlan:
         arms=(ARM,),
         seeds=(0,),
         num_epochs=0,
-        device_kind="cpu" if options.force_cpu else default_device_kind(),
+        device_kind="cpu" if options.force_cpu else device_kind_here(),
         share_device=False,
         profile=profile,
         command=options.command,
@@ -178,15 +178,15 @@ def _run_ranks(paths: RunPaths, plan: CheckPlan) -> Run:
 
 def _replay(run: Run, plan: CheckPlan, watcher: CheckWatcher) -> int:
     """The number of steps that replays were made of; 0 when none could be."""
-    from scaleproof.observe.replay.material import Material
     from scaleproof.observe.replay.plan import plan_file
+    from scaleproof.observe.replay.stored import MaterialIndex
 
     num_kept = MAX_REPLAYED_STEPS
     if len(run.ranks) < 2 or not run.is_usable:
         return 0
     folder = run.paths.material
     try:
-        todo = plan_replay(run, Material(folder), num_kept)
+        todo = plan_replay(run, MaterialIndex(folder), num_kept)
     except UnreplayableError as reason:
         _write_end(run.paths.replay("union"), "union", 0, num_kept, str(reason))
         watcher.ended(f"no replay: {reason}")

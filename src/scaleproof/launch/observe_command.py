@@ -13,11 +13,11 @@ from scaleproof.evidence.paths import RunPaths, StudyPaths
 from scaleproof.evidence.records import SCHEMA_VERSION, Arm, StudyRequest
 from scaleproof.evidence.troubles import processes_seen, write_command_end
 from scaleproof.evidence.writer import write_json
-from scaleproof.launch.arms import claim_folder
+from scaleproof.launch.device_kind import device_kind_here
 from scaleproof.launch.script import ScriptRun, refuse_missing_program
+from scaleproof.launch.study_folder import claim_folder
 from scaleproof.launch.watch import Watch
 from scaleproof.observe.replay.asked import CheckFacts
-from scaleproof.strategies.devices import default_device_kind
 
 DEFAULT_TIMEOUT_S = 300.0
 DEFAULT_EVERY = 100
@@ -64,7 +64,7 @@ def observe_command(
         arms=(ARM,),
         seeds=(0,),
         num_epochs=0,
-        device_kind=default_device_kind(),
+        device_kind=device_kind_here(),
         share_device=False,
         profile=profile or {},
         command=command or ("scaleproof", "observe", "--", *argv),

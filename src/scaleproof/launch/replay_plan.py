@@ -6,8 +6,8 @@ from typing import final
 
 from scaleproof.evidence.observations import EndRecord, LoaderRecord, OptimizerRecord, PassRecord
 from scaleproof.evidence.study import Run
-from scaleproof.observe.replay.material import Material
 from scaleproof.observe.replay.plan import BatchKey, PlannedStep, ReplayPlan
+from scaleproof.observe.replay.stored import MaterialIndex
 
 
 @final
@@ -19,7 +19,7 @@ _SEARCHING = ("LBFGS",)
 """Optimizers that call the closure as often as they like."""
 
 
-def plan_replay(run: Run, material: Material, num_kept: int) -> ReplayPlan:
+def plan_replay(run: Run, material: MaterialIndex, num_kept: int) -> ReplayPlan:
     """For the first ``num_kept`` steps at most. Raises ``UnreplayableError``."""
     _refuse_optimizers(run)
     training = _training_passes(run)
@@ -108,7 +108,7 @@ def _microbatches(
     return tuple(groups)
 
 
-def _lengths(run: Run, material: Material) -> dict[str, int]:
+def _lengths(run: Run, material: MaterialIndex) -> dict[str, int]:
     """Of loaders that are told apart by the line that makes them."""
     places = Counter(record.where for record in run.ranks[0].of(LoaderRecord))
     return {

@@ -4,7 +4,6 @@ The runs follow one another, each observed: a script can't be stopped between it
 arm goes first alternates from seed to seed, so that neither always follows the other.
 """
 
-import re
 import shlex
 import shutil
 import sys
@@ -15,13 +14,11 @@ from pathlib import Path
 from typing import Any, Protocol, final
 
 import scaleproof
-from scaleproof.errors import RunError, UsageError
-from scaleproof.evidence.failures import describe_failure
+from scaleproof.errors import UsageError
 from scaleproof.evidence.paths import RunPaths, StudyPaths
 from scaleproof.evidence.records import SCHEMA_VERSION, Arm, Manifest, StudyRequest
 from scaleproof.evidence.study import Run, load_run
-from scaleproof.evidence.troubles import read_troubles
-from scaleproof.evidence.writer import write_error, write_json
+from scaleproof.evidence.writer import write_json
 from scaleproof.launch.interrupts import Interrupts
 from scaleproof.launch.observe_command import (
     DEFAULT_EVERY,
@@ -29,6 +26,7 @@ from scaleproof.launch.observe_command import (
     run_observed,
     script_of,
 )
+from scaleproof.launch.script_output import into_log, log_of, manifest_of
 from scaleproof.strategies.devices import (
     DeviceKind,
     check_devices,
@@ -38,9 +36,6 @@ from scaleproof.strategies.devices import (
 
 SEED_PLACE = "{seed}"
 """What stands for the seed in the arguments of a script or a command."""
-
-LOG_LINES = 20
-NUM_LOG_BYTES = 40_000
 
 
 @final
@@ -176,25 +171,6 @@ def conduct_scripts(
         watcher.run_ended(run, exit_code, time.monotonic() - started_s)
 
 
-def log_of(paths: RunPaths) -> Path:
-    """What a command and all its processes write to stdout and stderr."""
-    return paths.logs / "output.log"
-
-
-def into_log(argv: Sequence[str], log: Path, *, one_thread: bool) -> tuple[str, ...]:
-    """``argv`` with its output going into ``log`` and nothing to read from; ``one_thread``: unless
-    the user says otherwise, as OpenMP reads it.
-
-    The shell replaces itself by the command: no process more.
-    """
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(log.parent, error) from error
-    threads = 'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"; ' if one_thread else ""
-    return ("/bin/sh", "-c", f'{threads}exec "$@" >>"$0" 2>&1 </dev/null', str(log), *argv)
-
-
 def _check_script(script: str, num_devices: int) -> None:
     path = Path(script).resolve()
     if not path.is_file():
@@ -250,40 +226,6 @@ def _split(option: str, line: str) -> tuple[str, ...]:
     return tuple(words)
 
 
-def manifest_of(run: Run, exit_code: int) -> Manifest:
-    """The manifest of a run that can be used; ``RunError`` for any other.
-
-    The exit code decides nothing: a process may abort at its exit, after all its work.
-    """
-    if run.is_usable and run.manifest is not None:
-        return run.manifest
-    log = log_of(run.paths)
-    ending = f"The evidence so far is in {run.paths.root}, the command's output in {log}."
-    failure = describe_failure(run)
-    if failure is not None:
-        is_hang = run.paths.hang.exists()  # then the last lines are of how it was ended
-        details = failure.traceback.rstrip() or ("" if is_hang else last_lines(log))
-        raise RunError("\n".join(filter(None, (failure.sentence, details, ending))))
-    raise RunError(
-        f"{run.name} ended with exit code {exit_code}, and {_what_is_missing(run)} Its last lines:"
-        f"\n{last_lines(log)}\n{ending}"
-    )
-
-
-def _what_is_missing(run: Run) -> str:
-    """Why a run that names no error can't be used."""
-    if run.status == "missing":
-        why = "; ".join(trouble.why for trouble in read_troubles(run.paths))
-        return (
-            f"its training could not be observed: {why}."
-            if why
-            else "no training was seen in it: no process called step of an optimizer of torch."
-        )
-    silent = [str(rank.rank) for rank in run.ranks if rank.outcome is None]
-    which = f"rank {', '.join(silent)}" if silent else "a rank"
-    return f"{which} left no word of how it ended: something outside may have killed it."
-
-
 def _refuse_other_than_asked(run: Run, manifest: Manifest, request: StudyRequest) -> None:
     """What only the run could tell: a comparison of anything else would mean nothing."""
     asked, got = request.device_kind, manifest.device_kind
@@ -306,22 +248,3 @@ def _refuse_other_than_asked(run: Run, manifest: Manifest, request: StudyRequest
             f"{run.name} trained with {num_ranks} ranks, and this machine has {found} {what}. Use "
             f"at most {found} ranks, or add --share-device: that tries soundness, not speed."
         )
-
-
-def last_lines(log: Path) -> str:
-    """The end of what the command wrote; the file may have gigabytes."""
-    if not log.exists():
-        return ""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - NUM_LOG_BYTES))
-        text = file.read().decode(errors="replace")
-    return "\n".join(_without_agent(text.splitlines())[-LOG_LINES:])
-
-
-_OF_THE_AGENT = re.compile(r"[EW]\d{4} .*(?:closing signal|failed \(exitcode)")
-
-
-def _without_agent(lines: list[str]) -> list[str]:
-    """What the script said, without what torchrun says of its failure afterwards."""
-    found = (index for index, line in enumerate(lines) if _OF_THE_AGENT.match(line))
-    return lines[: next(found, 0)] or lines

@@ -1,121 +1,29 @@
-"""Progress of comparing and checking scripts: which run, and where its ranks are."""
+"""Progress of a comparison of scripts: which run of which, and where its ranks are."""
 
-from collections.abc import Iterable
-from typing import Self, final
+from typing import final
 
-from rich.console import Console
-from rich.progress import (
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.text import Text
 from typing_extensions import override
 
-from scaleproof.errors import EvidenceError
 from scaleproof.evidence.paths import RunPaths
-from scaleproof.evidence.pulse import PulseReading, read_pulse
 from scaleproof.evidence.study import Run
-from scaleproof.launch.check_command import CheckWatcher
-from scaleproof.launch.progress import REFRESHES_PER_SECOND
+from scaleproof.launch.run_line import RunLine
 from scaleproof.launch.script_arms import ScriptWatcher
 
 
-class _Progress:
-    """A line that says where the ranks of a run are, and lines above it that stay."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            _WhereColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            refresh_per_second=REFRESHES_PER_SECOND,
-            transient=True,
-        )
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def _show(self, paths: RunPaths, line: str) -> None:
-        for task in self._bars.task_ids:
-            self._bars.remove_task(task)
-        self._print(line)
-        self._bars.add_task(paths.root.name, total=None, paths=paths)
-
-    def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False)
-
-
 @final
-class ScriptProgress(_Progress, ScriptWatcher):
+class ScriptProgress(RunLine, ScriptWatcher):
     """Use as a context manager around ``conduct_scripts``."""
 
     @override
     def run_begins(self, paths: RunPaths, number: int, num_runs: int) -> None:
-        self._show(paths, f"Run {number} of {num_runs}: {paths.root.name}")
+        self.show(paths, f"Run {number} of {num_runs}: {paths.root.name}")
 
     @override
     def run_ended(self, run: Run, exit_code: int, elapsed_s: float) -> None:
         num_steps = max((len(rank.observed_steps) for rank in run.ranks), default=0)
         num_epochs = max((len(rank.epochs) for rank in run.ranks), default=0)
         ranks = "1 rank" if len(run.ranks) == 1 else f"{len(run.ranks)} ranks"
-        self._print(
+        self.say(
             f"  {ranks}, {num_steps} steps in {num_epochs} epochs, {elapsed_s:.1f} s"
             + (f"; exit code {exit_code}, after training" if exit_code else "")
         )
-
-
-@final
-class CheckProgress(_Progress, CheckWatcher):
-    """Use as a context manager around ``conduct_check``."""
-
-    @override
-    def begins(self, paths: RunPaths, words: str) -> None:
-        self._show(paths, words)
-
-    @override
-    def ended(self, words: str) -> None:
-        self._print(f"  {words}")
-
-
-@final
-class _WhereColumn(ProgressColumn):
-    """Looks at the run's processes whenever the line is drawn."""
-
-    @override
-    def render(self, task: Task) -> Text:
-        return Text(where(_pulses(task.fields["paths"])))
-
-
-def where(pulses: Iterable[PulseReading]) -> str:
-    """Where the ranks are, in words; processes without a rank have not trained yet."""
-    ranks = [pulse for pulse in pulses if pulse.rank >= 0]
-    if not ranks:
-        return "starting"
-    steps = sorted({pulse.step for pulse in ranks})
-    span = str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
-    last = min(ranks, key=lambda pulse: pulse.step)
-    epoch = f"epoch {last.epoch + 1}, " if last.epoch >= 0 else ""
-    return f"{epoch}{span} steps, {last.activity.word}"
-
-
-def _pulses(paths: RunPaths) -> list[PulseReading]:
-    found: list[PulseReading] = []
-    for path in sorted(paths.processes.glob("*.pulse")):
-        try:
-            pulse = read_pulse(path)
-        except EvidenceError:
-            continue  # what judges the run says so; here it only is not shown
-        if pulse is not None:
-            found.append(pulse)
-    return found

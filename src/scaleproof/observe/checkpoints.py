@@ -87,8 +87,8 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
 
 
 def is_preparing_to_load() -> bool:
-    """The step that a hook is called of is none: torch's distributed checkpoints make one of nothing,
-    at a rate of zero, so that there is state to load."""
+    """The step that a hook is called of is none: torch's distributed checkpoints make one of
+    nothing, at a rate of zero, so that there is state to load."""
     if _STATE_DICTS not in sys.modules:
         return False
     frame = sys._getframe(2)

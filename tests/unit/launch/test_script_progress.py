@@ -9,8 +9,9 @@ from fake_runs import FakeRuns
 from observed import FakeScript
 from scaleproof.evidence.paths import RunPaths, StudyPaths
 from scaleproof.evidence.pulse import Activity, Pulse, PulseReading
+from scaleproof.launch.run_line import where
 from scaleproof.launch.script_arms import ScriptOptions, conduct_scripts, plan_scripts
-from scaleproof.launch.script_progress import ScriptProgress, where
+from scaleproof.launch.script_progress import ScriptProgress
 
 
 def pulse(rank: int, step: int, epoch: int = 1, activity: Activity = Activity.BACKWARD):

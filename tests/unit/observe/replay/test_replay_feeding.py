@@ -37,6 +37,8 @@ class Fed:
             steps=(PlannedStep(optimizer=0, num_backwards=1),),
             training=training,
             microbatches=microbatches,
+            lengths={},
+            continues=False,
             is_shared=is_shared,
         )
         self.feeder = Feeder(Material(folder), plan, name)

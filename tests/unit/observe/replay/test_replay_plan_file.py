@@ -13,6 +13,8 @@ PLAN = ReplayPlan(
     steps=(PlannedStep(optimizer=1, num_backwards=3),),
     training=((0, 0), (0, 2)),
     microbatches=(((0, 0, 0), (0, 0, 1)),),
+    lengths={"train.py:3": 7},
+    continues=True,
     is_shared=True,
 )
 
