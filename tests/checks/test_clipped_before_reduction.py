@@ -235,7 +235,7 @@ def test_loss_scales_that_differ_are_another_fault(tmp_path: Path) -> None:
         return local(script, rank, step) * (1 + rank)  # scaled, as hooks see it
 
     def twice(rank: int, table: np.ndarray) -> None:
-        calls(own_norm=True, is_reduced_after=False)(rank, table)
+        calls(own_norm=True, is_reduced_after=True)(rank, table)
         table["clip_norm"] *= 2 - rank  # each unscales by its own
 
     script = FakeScript(local=local_of, final=scaled, steps=twice, change=own_scales)

@@ -1,69 +1,54 @@
-"""Examples in many styles are found sound; each with a fault planted in it, at fault for it."""
+"""Examples in many styles are found sound when they are observed, and there is a fault planted in
+each; ``test_corpus.py`` checks them all."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from faults.planted import FAULTS
-from faults.scripts import ARGUMENTS, EXAMPLES, STARTS_ITSELF, Planted
-from faults.twins import TWINS
-from observing import TORCHRUN, Observed, observe
+from faults.corpus import FAULTS, SOUND
+from faults.scripts import ARGUMENTS, EXAMPLES, SCRIPTS, STARTS_ITSELF
+from observing import TORCHRUN, observe
+from scaleproof.checks.all_checks import ALL_CHECKS
 from scaleproof.verdict.answers import Answer
 
-pytestmark = pytest.mark.distributed
+
+def test_every_script_is_checked_unchanged_and_most_have_a_fault():
+    examples = {path.name for path in EXAMPLES.glob("*.py")}
+    scripts = {path.name for path in SCRIPTS.glob("*.py")}
+    assert set(ARGUMENTS) == examples
+    assert examples | scripts == {sound.script for sound in SOUND if not sound.edits}
+    assert examples <= {fault.script for fault in FAULTS}
 
 
-def command(script: Path, arguments: str) -> list[str]:
-    start = [sys.executable] if script.name in STARTS_ITSELF else [*TORCHRUN]
-    return [*start, str(script), *arguments.split()]
+def test_the_corpus_is_as_large_as_it_claims():
+    assert len(FAULTS) >= 45
+    assert len({sound.script for sound in SOUND}) >= 20
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS)
 
 
-def observe_planted(planted: Planted, tmp_path: Path) -> Observed:
-    script, checkpoint = tmp_path / planted.script, tmp_path / "checkpoint.pt"
-    script.write_text(planted.plant())
-    arguments = planted.arguments or ARGUMENTS[planted.script]
-    if planted.resumes:
-        subprocess.run(
-            command(script, f"{arguments} --checkpoint {checkpoint}"),
-            check=True,
-            capture_output=True,
-            timeout=120,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        arguments += f" --resume {checkpoint}"
-    return observe(tmp_path, command(script, arguments))
+def test_every_fault_names_a_check_and_its_class():
+    names = {check.name for check in ALL_CHECKS}
+    classes = {
+        *("data", "sync", "scaling", "clipping", "state"),
+        *("precision", "schedule", "metrics", "resume"),
+    }
+    for fault in FAULTS:
+        assert fault.check in names, fault.name
+        assert fault.group in classes, fault.name
+    assert {fault.group for fault in FAULTS} == classes
 
 
-def assert_sound(observed: Observed) -> None:
+@pytest.mark.parametrize("planted", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_changes_its_script_into_another_that_python_can_read(planted):
+    compile(planted.plant(), planted.script, "exec")
+    assert planted.edits or planted.resumes
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("script", ARGUMENTS)
+def test_a_sound_example_is_observed_sound(script: str, tmp_path: Path):
+    start = [sys.executable] if script in STARTS_ITSELF else [*TORCHRUN]
+    observed = observe(tmp_path, [*start, str(EXAMPLES / script), *ARGUMENTS[script].split()])
     assert [finding.check for finding in observed.failed] == [], str(observed)
     assert observed.is_sound is Answer.YES, str(observed)
-
-
-def test_every_example_is_observed_and_has_a_fault():
-    scripts = {path.name for path in EXAMPLES.glob("*.py")}
-    assert set(ARGUMENTS) == scripts
-    assert {fault.script for fault in FAULTS} == scripts
-
-
-@pytest.mark.parametrize("script", ARGUMENTS)
-def test_a_sound_script_is_found_sound(script: str, tmp_path: Path):
-    assert_sound(observe(tmp_path, command(EXAMPLES / script, ARGUMENTS[script])))
-
-
-@pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.name)
-def test_what_only_looks_like_a_fault_is_found_sound(twin: Planted, tmp_path: Path):
-    assert_sound(observe_planted(twin, tmp_path))
-
-
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_a_planted_fault_is_the_one_thing_found(fault: Planted, tmp_path: Path):
-    observed = observe_planted(fault, tmp_path)
-    assert [finding.check for finding in observed.failed] == [fault.check], str(observed)
-    sentence = observed.finding(fault.check).sentence
-    for words in (*fault.words, fault.where):
-        assert words in sentence, f"{words!r} is not in {sentence!r}"
-    is_warning = not observed.finding(fault.check).blocks
-    assert observed.is_sound is (Answer.YES if is_warning else Answer.NO)

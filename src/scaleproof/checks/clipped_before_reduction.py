@@ -22,7 +22,7 @@ from scaleproof.checks.needs import CANDIDATE_RUN, SCRIPT, STEPS, TWO_RANKS
 from scaleproof.checks.probes import StepProbe, step_probes
 from scaleproof.checks.wording import counted, listed
 from scaleproof.evidence.close_ups import CloseUpRecord
-from scaleproof.evidence.observations import StepFlag
+from scaleproof.evidence.observations import ProbeRecord, StepFlag
 from scaleproof.evidence.rank import Rank
 from scaleproof.evidence.study import Run, Study
 
@@ -311,12 +311,23 @@ def _clipped_steps(run: Run) -> ClippedSteps:
         gap = np.abs(norms - norms[0]).max(axis=0)
         is_unequal = ~(gap <= 1e-3 * np.abs(norms).max(axis=0))
     suspect = np.flatnonzero(is_early.any(axis=0) & is_reached & is_unequal)
+    if _have_own_scales(run):  # then norms differ by them
+        suspect = suspect[:0]
     return ClippedSteps(
         run=run.name,
         num_clipped=int(is_clipped.sum()),
         num_suspect=len(suspect),
         first_suspect=int(suspect[0]) + 1 if len(suspect) else 0,
     )
+
+
+def _have_own_scales(run: Run) -> bool:
+    """At some probed step the ranks' loss scales differ."""
+    scales: dict[tuple[int, int], set[float]] = {}
+    for rank in run.ranks:
+        for probe in rank.of(ProbeRecord):
+            scales.setdefault((probe.optimizer, probe.step), set()).add(probe.grad_scale)
+    return any(len(of_step) > 1 for of_step in scales.values())
 
 
 def _probes(run: Run) -> Iterator[ClipProbe]:

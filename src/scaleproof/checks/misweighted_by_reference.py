@@ -109,7 +109,7 @@ def _difference(step: ComparedStep, tolerance: float) -> str:
             words += f", the first in the order of backward of {len(step.one_sided)},"
         return (
             f"{words} has a gradient on one side only, on the ranks or on one device with the same "
-            f"items, while {counted(step.num_tensors, 'tensor')} agree"
+            "items, while the others agree"
         )
     if relation_of(step, tolerance) is Relation.ONE_TENSOR_MISWEIGHTED:
         tensor = worst_tensor(step)

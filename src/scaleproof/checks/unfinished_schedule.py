@@ -192,7 +192,9 @@ class UnfinishedSchedule(AbstractCheck[ScheduleMeasurement]):
         factor = end.factor_over
         if factor is None or factor <= 1 + self.tolerance or not end.is_decaying:
             return None
-        names = {end.num_ranks: "once for each rank", end.num_backwards: "at every backward"}
+        names = {end.num_backwards: "at every backward", end.num_ranks: "once for each rank"}
+        if end.num_ranks == end.num_backwards:
+            names[end.num_ranks] += ", or at every backward"
         for number, how in names.items():
             if number < 2 or not self._is_near(factor, number):
                 continue

@@ -128,7 +128,8 @@ def conduct_check(
 
     ``is_unexplained`` looks at it then: whether a replay of the last rank's items alone is wanted.
 
-    Raises ``RunError`` when the script fails on N ranks, and ``KeyboardInterrupt`` after a run
+    Raises ``RunError`` when the script fails on N ranks, ``UsageError`` when it turns out to have
+    one process only, and ``KeyboardInterrupt`` after a run
     during which Ctrl-C was pressed. A replay that fails is written down, and is no error.
     """
     write_json(study.study, plan.request)
@@ -139,6 +140,7 @@ def conduct_check(
         run = _run_ranks(paths, plan)
         steps = max((len(rank.observed_steps) for rank in run.ranks), default=0)
         watcher.ended(f"{_counted(len(run.ranks), 'rank')}, {_counted(steps, 'step')}")
+        _refuse_one_process(run, plan.options)
         num_steps = _replay(run, plan, watcher)
         if num_steps and is_unexplained(study):
             words = "Replaying the last rank's items alone: the joint replay differs"
@@ -174,6 +176,16 @@ def _run_ranks(paths: RunPaths, plan: CheckPlan) -> Run:
             output = f"{error}\n{last_lines(log_of(paths))}"
             raise RunError(f"{error}{_advice(output, options)}") from error
     return run
+
+
+def _refuse_one_process(run: Run, options: CheckOptions) -> None:
+    if len(run.ranks) == 1 and options.launcher == "auto":
+        raise UsageError(
+            f"{options.script} trained in one process, expected {options.num_devices}. If it "
+            "starts its ranks itself, tell it in its arguments how many; if it is for torchrun, "
+            "add --launcher torchrun; to check what one process does (nn.DataParallel, for one), "
+            "add --launcher python."
+        )
 
 
 def _replay(run: Run, plan: CheckPlan, watcher: CheckWatcher) -> int:

@@ -33,6 +33,8 @@ class CheckedScript(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     num_ranks: int
+    num_devices: int
+    """That were asked for; a script that starts its ranks itself may have others."""
     num_steps: int
     was_ended: bool
     forces_cpu: bool
@@ -56,6 +58,7 @@ def measure_checked(study: Study) -> CheckedScript | None:
     noises = [step.noise for step in steps if step.noise is not None]
     return CheckedScript(
         num_ranks=len(run.ranks),
+        num_devices=asked.num_devices,
         num_steps=asked.num_steps,
         was_ended=any(end.was_ended for end in ends),
         forces_cpu=asked.forces_cpu,

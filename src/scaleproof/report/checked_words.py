@@ -1,6 +1,6 @@
 """The table and the sentences about a check that all text formats show."""
 
-from scaleproof.checks.wording import listed
+from scaleproof.checks.wording import counted, listed
 from scaleproof.report.checked import CheckedScript
 from scaleproof.report.tables import Table
 
@@ -37,6 +37,11 @@ def sentences(checked: CheckedScript | None) -> tuple[str, ...]:
     if checked is None:
         return ()
     found = [_replayed(checked)]
+    if checked.num_ranks != checked.num_devices:
+        found.append(
+            f"The script trained on {counted(checked.num_ranks, 'rank')}, "
+            f"{checked.num_devices} were asked for: it decides that itself."
+        )
     if checked.was_ended:
         found.append(
             f"The script was ended after {checked.num_steps} steps: what it does later "
