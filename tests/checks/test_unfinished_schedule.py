@@ -101,6 +101,33 @@ def test_stepping_once_for_each_rank_through_as_long_a_plan_passes(tmp_path: Pat
     assert finding(tmp_path, scheduled(**settings)).outcome is Outcome.PASS
 
 
+def idle_from(step: int, rate: float = 0.0) -> Any:
+    def steps(rank: int, table: Any) -> None:
+        table["learning_rate"][step:] = rate
+
+    return steps
+
+
+SHORT = {"num_planned": STEPS // 2, "over_at_step": STEPS // 2}
+
+
+def test_a_plan_that_is_divided_once_too_often_leaves_a_rate_of_0(tmp_path: Path) -> None:
+    found = finding(tmp_path, scheduled(**SHORT, steps=idle_from(STEPS // 2)))
+
+    assert found.outcome is Outcome.FAIL
+    assert (
+        "was over after 50 % of training, and all steps after that were made at a rate of 0: as if "
+        "its length were divided by 2 once too often"
+    ) in found.sentence
+
+
+def test_a_short_plan_that_leaves_a_rate_or_is_another_share_passes(tmp_path: Path) -> None:
+    floor = scheduled(**SHORT, steps=idle_from(STEPS // 2, rate=1e-5))
+    assert finding(tmp_path / "floor", floor).outcome is Outcome.PASS
+    other = scheduled(num_planned=50, over_at_step=50, steps=idle_from(50))
+    assert finding(tmp_path / "other", other).outcome is Outcome.PASS
+
+
 def test_exactly_at_the_tolerance(tmp_path: Path) -> None:
     script = scheduled(num_planned=80, num_done=40, over_at_step=None)
 

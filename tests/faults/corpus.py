@@ -14,6 +14,7 @@ FAULTS: tuple[Planted, ...] = (
 SOUND: tuple[Planted, ...] = (
     *(Planted(name=script.removesuffix(".py"), script=script) for script in ARGUMENTS),
     *TWINS,
+    *planted_data.TWINS,
     *(
         Planted(name=script.removesuffix(".py"), script=script)
         for part in (planted_data, planted_gradients, planted_frameworks)

@@ -13,6 +13,8 @@ FAULTS = (
         check="same-order-every-epoch",
         words=("rank 0", "750 samples"),
         at="train_loader = DataLoader(",
+        group="data",
+        links=("pytorch/pytorch#31771", "cszn/KAIR PR#106"),
     ),
     Planted(
         name="no_distributed_sampler",
@@ -21,6 +23,8 @@ FAULTS = (
         check="overlapping-samples",
         words=("rank",),
         at="train_loader = DataLoader(",
+        group="data",
+        links=("PatrickHua/SimSiam#16", "narumiruna/pytorch-distributed-example#5"),
     ),
     Planted(
         name="double_counted_test_samples",
@@ -38,6 +42,8 @@ FAULTS = (
         check="padded-evaluation",
         words=("298", "297"),
         at="test_loader = DataLoader(",
+        group="metrics",
+        links=("pytorch/pytorch#25162", "mosaicml/composer PR#2218"),
     ),
     Planted(
         name="accuracy_of_rank_0",
@@ -53,6 +59,8 @@ FAULTS = (
         ),
         check="metric-from-one-shard",
         words=("rank 0",),
+        group="metrics",
+        links=("pyannote/pyannote-audio#591", "Lyken17/Efficient-PyTorch#24"),
     ),
     Planted(
         name="accuracy_of_rank_0_after_a_barrier",  # which carries no figure
@@ -68,6 +76,8 @@ FAULTS = (
         ),
         check="metric-from-one-shard",
         words=("rank 0",),
+        group="metrics",
+        links=("pyannote/pyannote-audio#591",),
     ),
     Planted(
         name="resume_without_sampler_epoch",
@@ -77,6 +87,8 @@ FAULTS = (
         words=("epoch 0",),
         at="train_loader = DataLoader(",
         resumes=True,
+        group="resume",
+        links=("pytorch/pytorch#36650", "huggingface/accelerate#2016"),
     ),
     Planted(
         name="one_seed_for_all_workers",
@@ -85,6 +97,8 @@ FAULTS = (
         check="identical-augmentation",
         words=("ranks 0 and 1",),
         at="train_loader = DataLoader(",
+        group="data",
+        links=("huggingface/transformers#37932", "threestudio-project/threestudio#195"),
     ),
     Planted(
         name="own_batch_norm_statistics",
@@ -92,6 +106,7 @@ FAULTS = (
         edits=(("        average_batch_norm(model.module)\n", ""),),
         check="buffer-drift",
         words=("rank 1", "running_"),
+        group="state",
     ),
     Planted(
         name="generator_past_its_wrapper",
@@ -100,6 +115,8 @@ FAULTS = (
         check="unsynced-gradients",
         words=("rank 0", "6 of 6 tensors"),
         at="optimizer_g = ",
+        group="sync",
+        links=("jingyaogong/minimind PR#854", "kohya-ss/sd-scripts#924"),
     ),
     Planted(
         name="same_batches_on_every_rank",
@@ -112,6 +129,8 @@ FAULTS = (
         ),
         check="overlapping-samples",
         words=("ranks 0 and 1",),
+        group="data",
+        links=("karpathy/nanoGPT#204", "facebookresearch/XLM#121"),
     ),
     Planted(
         name="one_seed_for_dropout",
@@ -119,6 +138,8 @@ FAULTS = (
         edits=(("torch.manual_seed(1337 + rank)\n", "torch.manual_seed(1337)\n"),),
         check="identical-dropout",
         words=("ranks 0 and 1",),
+        group="data",
+        links=("huggingface/transformers#31412", "huggingface/accelerate#114"),
     ),
     Planted(
         name="never_the_last_micro_step",
@@ -131,6 +152,8 @@ FAULTS = (
         ),
         check="unsynced-gradients",
         words=("rank 0", "28 of 28 tensors", "wte.weight"),
+        group="sync",
+        links=("modelscope/FunASR PR#3472",),
     ),
     Planted(
         name="optimizer_before_sharding",
@@ -149,6 +172,8 @@ FAULTS = (
         ),
         check="frozen-parameters",
         at="optimizer = ",
+        group="state",
+        links=("huggingface/accelerate#3256", "huggingface/accelerate#2665"),
     ),
     Planted(
         name="split_twice",
@@ -164,6 +189,8 @@ FAULTS = (
         check="missing-samples",
         words=("handed to no rank",),
         at="loader = DataLoader(",
+        group="data",
+        links=("huggingface/accelerate#3520", "huggingface/accelerate#4199"),
     ),
     Planted(
         name="no_broadcast",
@@ -176,6 +203,8 @@ FAULTS = (
         ),
         check="replica-drift",
         words=("rank 1",),
+        group="state",
+        links=("sparticlesteve/pytorch-benchmarks PR#1",),
     ),
     Planted(
         name="divided_twice",
@@ -191,6 +220,8 @@ FAULTS = (
         ),
         check="misweighted-gradients",
         words=("0.25",),
+        group="scaling",
+        links=("pytorch/torchtitan PR#2323", "pytorch/torchtune PR#2172"),
     ),
     Planted(
         name="clipped_by_every_rank",
@@ -204,6 +235,8 @@ FAULTS = (
         ),
         check="clipped-before-reduction",
         words=("rank",),
+        group="clipping",
+        links=("horovod/horovod#1346",),
     ),
     Planted(
         name="shares_of_unlike_devices",
@@ -214,6 +247,8 @@ FAULTS = (
         ),
         check="uneven-batches",
         words=("96 and 32 samples on ranks 0 and 1",),
+        group="scaling",
+        links=("facebookresearch/fairchem PR#269", "pytorch/pytorch#67253"),
     ),
     Planted(
         name="another_split_on_every_rank",
@@ -226,6 +261,8 @@ FAULTS = (
         ),
         check="train-validation-overlap",
         words=("ranks 0 and 1", "a split of its own"),
+        group="data",
+        links=("TensorAuto/OpenTau PR#498", "Lightning-AI/pytorch-lightning#7728"),
     ),
     Planted(
         name="plateau_of_the_last_batch",
@@ -234,6 +271,8 @@ FAULTS = (
         check="schedule-drift",
         words=("rank 1",),
         arguments="--epochs 8 --lr-patience 0",
+        group="schedule",
+        links=("rmchurch/disruptcnn#3",),
     ),
     Planted(
         name="every_rank_stops_for_itself",
@@ -249,6 +288,8 @@ FAULTS = (
         check="early-stop-differs",
         words=("rank",),
         arguments="--epochs 20 --lr-patience 99 --patience 0",
+        group="schedule",
+        links=("Lightning-AI/pytorch-lightning#379", "talmolab/sleap-nn PR#471"),
     ),
     Planted(
         name="validation_within_training",
@@ -256,6 +297,7 @@ FAULTS = (
         edits=(("order[:400], order[400:]", "order[:400], order[300:]"),),
         check="train-validation-overlap",
         words=("100",),
+        group="data",
     ),
     Planted(
         name="head_without_optimizer",
@@ -264,6 +306,7 @@ FAULTS = (
         check="frozen-parameters",
         words=("head.",),
         at="optimizer = ",
+        group="state",
     ),
     Planted(
         name="unfrozen_after_wrapping",
@@ -279,6 +322,8 @@ FAULTS = (
         check="unsynced-gradients",
         words=("rank 0", "2 of 4 tensors", "body.0.weight"),
         at="optimizer = ",
+        group="sync",
+        links=("Lightning-AI/pytorch-lightning#20340", "NVIDIA/apex PR#46"),
     ),
     Planted(
         name="the_whole_stream_on_every_rank",
@@ -287,6 +332,8 @@ FAULTS = (
         check="overlapping-samples",
         words=("rank",),
         at="loader = DataLoader(",
+        group="data",
+        links=("huggingface/datasets#5360", "huggingface/transformers PR#11254"),
     ),
     Planted(
         name="repeated_before_the_split",
@@ -304,6 +351,7 @@ FAULTS = (
             ),
         ),
         check="train-validation-overlap",
+        group="data",
     ),
     Planted(
         name="shuffled_once",
@@ -317,5 +365,6 @@ FAULTS = (
         check="same-order-every-epoch",
         words=("rank 0", "1,752 samples"),
         at="train_loader = DataLoader(",
+        group="data",
     ),
 )

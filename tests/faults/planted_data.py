@@ -24,7 +24,7 @@ FAULTS = (
         edits=(("    dist.all_reduce(total)\n", ""),),
         check="schedule-drift",
         words=("rank 1",),
-        arguments="--epochs 8 --lr 30",
+        arguments="--epochs 8 --lr 20",
         group="schedule",
         links=("rmchurch/disruptcnn#3",),
     ),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
 from scaleproof.checks.needs import CANDIDATE_RUN, SCRIPT, STEPS
@@ -23,6 +25,8 @@ SCHEDULES = Need(
     ),
 )
 
+_IDLE = 1e-9
+"""Of the highest learning rate: what is left of none by rounding."""
 _EVERY_STEP = 0.9
 """Share of the optimizer's steps from which on a schedule goes by steps, not by epochs."""
 _MAX_ROUNDING = 0.25
@@ -36,9 +40,10 @@ class ScheduleEnd(msgspec.Struct, frozen=True, kw_only=True):
     ``num_done`` of ``num_planned`` calls were made, ``calls_per_moment`` at a time.
     ``factor_over``: the steps of training for each step until it was over; None: it never was.
     ``num_backwards``: of most steps. ``num_epochs`` were begun. ``is_split``: each rank is fed a
-    part of the data; None when no loader says. ``is_left_early``: the script broke off its last
-    pass over the data. ``baseline_share``: of its plan that the same schedule did in training on
-    one device; None without one.
+    part of the data; None when no loader says. ``is_idle_after``: it left a rate of 0 for all of
+    the steps that came after it was over. ``is_left_early``: the script broke off its last pass
+    over the data. ``baseline_share``: of its plan that the same schedule did in training on one
+    device; None without one.
     """
 
     run: str
@@ -56,6 +61,7 @@ class ScheduleEnd(msgspec.Struct, frozen=True, kw_only=True):
     num_epochs: int
     is_split: bool | None
     is_left_early: bool
+    is_idle_after: bool
     baseline_share: float | None
 
     @property
@@ -94,7 +100,8 @@ class UnfinishedSchedule(AbstractCheck[ScheduleMeasurement]):
         `tolerance` of it, a schedule is sound. It fails where a schedule that goes by optimizer
         steps did 1/N of its plan, or 1/A with A backwards to a step, or 1/(N A), up to `tolerance`
         and rounding; and where one that lowers the rate was over N (or A) times too early because
-        it was stepped so many times at each optimizer step. Other shares are no fault: training
+        it was stepped so many times at each optimizer step, or where its plan is so many times too
+        short and all steps after it were made at a rate of 0. Other shares are no fault: training
         may end early, and a plan may be longer on purpose; so may one that ends with the same share
         of its plan on one device.
 
@@ -138,7 +145,7 @@ class UnfinishedSchedule(AbstractCheck[ScheduleMeasurement]):
                 why = "The run was ended before its own end, as was asked: no schedule's end shows."
             return Judgement(outcome=Outcome.NOT_APPLICABLE, sentence=why)
         for end in measurement.ends:
-            found = self._judge_slow(end) or self._judge_fast(end)
+            found = self._judge_slow(end) or self._judge_fast(end) or self._judge_short(end)
             if found is not None:
                 return found
         odd = [end for end in measurement.ends if not self._is_as_planned(end)]
@@ -210,6 +217,26 @@ class UnfinishedSchedule(AbstractCheck[ScheduleMeasurement]):
             )
         return None
 
+    def _judge_short(self, end: ScheduleEnd) -> Judgement | None:
+        factor = end.factor_over
+        if factor is None or not end.is_idle_after or not end.is_every_step:
+            return None
+        if end.baseline_share is not None and self._is_near(end.share, end.baseline_share):
+            return None
+        rounding = min(end.num_epochs * factor / end.num_planned, _MAX_ROUNDING)
+        numbers = {end.num_ranks, end.num_backwards, end.num_ranks * end.num_backwards} - {1}
+        near = [n for n in sorted(numbers) if abs(factor / n - 1) <= self.tolerance + rounding]
+        if not near:
+            return None
+        return Judgement(
+            outcome=Outcome.FAIL,
+            sentence=f"{_name(end)}, made for {end.num_planned:,} steps ({end.plan_source}), was "
+            f"over after {percent(1 / factor, 0)} of training, and all steps after that were made "
+            f"at a rate of 0: as if its length were divided by {near[0]} once too often.",
+            remedy="Compute the schedule's length from the loader as each rank iterates it: what a "
+            "distributed sampler or prepare() divided already is not to be divided again.",
+        )
+
     def _is_near(self, value: float, expected: float) -> bool:
         return abs(value - expected) <= self.tolerance * abs(expected)
 
@@ -261,10 +288,17 @@ def _ends(run: Run, baseline: Run | None) -> Iterator[ScheduleEnd]:
             num_epochs=max((end.epochs_begun for end in rank.of(EndRecord)), default=1),
             is_split=_is_split(run),
             is_left_early=_is_left_early(rank),
+            is_idle_after=_is_idle_after(record, rows["learning_rate"]),
             baseline_share=(
                 twin.num_done / twin.num_planned if twin is not None and twin.num_planned else None
             ),
         )
+
+
+def _is_idle_after(record: ScheduleRecord, rates: NDArray[np.float32]) -> bool:
+    if record.over_at_step is None or not 0 < record.over_at_step < len(rates):
+        return False
+    return bool((np.abs(rates[record.over_at_step :]) <= _IDLE * np.abs(rates).max()).all())
 
 
 def _factor_over(record: ScheduleRecord) -> float | None:

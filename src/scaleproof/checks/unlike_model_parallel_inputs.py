@@ -75,8 +75,9 @@ class UnlikeModelParallelInputs(AbstractCheck[UnlikeInputsMeasurement]):
 
     What it can't see
         Model parallelism that is written by hand, without DTensor: overlapping-samples and
-        unsynced-gradients then see ranks that share data and not gradients. Labels that differ
-        while inputs are the same. Steps that were not probed.
+        unsynced-gradients then see ranks that share data and not gradients. Experts that are spread
+        over ranks in one tensor are not taken for it. Labels that differ while inputs are the same.
+        Steps that were not probed.
 
     How to fix it
         `DistributedSampler(data, num_replicas=mesh["dp"].size(), rank=mesh["dp"].get_local_rank())`

@@ -16,9 +16,9 @@ def model_peers(roots: Iterable[nn.Module]) -> tuple[int, ...]:
     """Ranks of all axes over which parameters are split, this one's included; empty when there are
     none, or it can't be told.
 
-    Not model parallelism: axes along which gradients are averaged, which are those of FSDP and DDP
-    (experts that are spread over data-parallel ranks are such), and parameters that are gathered
-    whole before each use.
+    Not model parallelism in this sense: axes along which gradients are averaged, which are those of
+    FSDP and DDP (experts that are spread over data-parallel ranks are such); experts that are
+    joined in one tensor; and parameters that are gathered whole before each use.
     """
     modules = [module for root in roots for module in root.modules()]
     averaging = _averaging_ranks(modules)
@@ -64,8 +64,19 @@ def _split_parameters(modules: list[nn.Module]) -> Iterator[Any]:
             # A class attribute in its place computes what forward uses from it.
             is_computed = isinstance(inspect.getattr_static(type(module), name, None), property)
             is_original = isinstance(module, ParametrizationList)
-            if is_dtensor(parameter) and not is_computed and not is_original:
+            if (
+                is_dtensor(parameter)
+                and not is_computed
+                and not is_original
+                and _is_matrix(parameter)
+            ):
                 yield parameter
+
+
+def _is_matrix(parameter: Any) -> bool:
+    """Or a vector. Weights of several experts in one tensor are often spread over ranks that are
+    each fed samples of their own."""
+    return parameter.dim() <= 2
 
 
 def _axes(parameter: Any) -> Iterator[set[int]]:

@@ -15,8 +15,9 @@ from scaleproof.evidence.any_record import AnyRecord
 from scaleproof.evidence.observations import LoaderRecord, OptimizerRecord, PassRecord
 from scaleproof.evidence.study import Run
 from scaleproof.launch.replay_plan import UnreplayableError, plan_replay
-from scaleproof.observe.replay.material import Material, MaterialWriter
+from scaleproof.observe.replay.material import MaterialWriter
 from scaleproof.observe.replay.plan import ReplayPlan
+from scaleproof.observe.replay.stored import MaterialIndex
 
 SCRIPT = FakeScript(num_epochs=1, is_checked=True)
 """Six steps per rank, a batch each, of loader 0."""
@@ -36,7 +37,7 @@ def material_of(
     ranks: Sequence[int] = (0, 1),
     loaders: Sequence[int] = (0,),
     max_bytes: int = 1 << 20,
-) -> Material:
+) -> MaterialIndex:
     for rank in ranks:
         writer = MaterialWriter(folder / "material", rank, max_bytes=max_bytes)
         writer.length("train.py:30", num_batches)
@@ -46,11 +47,11 @@ def material_of(
                 key = (loader, 0, ordinal)
                 writer.batch(key, [ordinal], 2, batch, steps_done=ordinal)
         writer.close()
-    return Material(folder / "material")
+    return MaterialIndex(folder / "material")
 
 
 def plan_of(
-    folder: Path, script: FakeScript = SCRIPT, material: Material | None = None
+    folder: Path, script: FakeScript = SCRIPT, material: MaterialIndex | None = None
 ) -> ReplayPlan:
     given = material_of(folder) if material is None else material
     return plan_replay(run_of(folder, script), given, NUM_KEPT)
@@ -162,7 +163,7 @@ def test_a_searching_optimizer(tmp_path: Path) -> None:
 
 def test_no_loader(tmp_path: Path) -> None:
     with pytest.raises(UnreplayableError, match="do not come from a DataLoader"):
-        plan_of(tmp_path, material=Material(tmp_path / "nothing"))
+        plan_of(tmp_path, material=MaterialIndex(tmp_path / "nothing"))
 
 
 def test_batches_that_were_only_evaluated_with_are_none_to_train_on(tmp_path: Path) -> None:

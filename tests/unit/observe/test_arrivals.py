@@ -180,7 +180,11 @@ def test_only_so_many_calls_are_kept(arrivals: Arrivals) -> None:
 def test_a_loss_function_inside_a_loss_function_is_one_call(arrivals: Arrivals) -> None:
     anchor, positive, negative = (torch.randn(4, 3, requires_grad=True) for _ in range(3))
     loss = functional.triplet_margin_with_distance_loss(
-        anchor, positive, negative, distance_function=lambda a, b: functional.mse_loss(a, b), margin=99.0
+        anchor,
+        positive,
+        negative,
+        distance_function=lambda a, b: functional.mse_loss(a, b),
+        margin=99.0,
     )
     assert only(arrivals, loss).function == "triplet_margin_with_distance_loss"
 

@@ -96,3 +96,21 @@ def test_files_without_training_state_and_loading_after_training_are_no_resume(
     tmp_path: Path,
 ) -> None:
     assert records_of(tmp_path, NOTHING_TO_RESTORE) == ()
+
+
+PREPARED = """
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+get_optimizer_state_dict(model, optimizer)  # makes a step at a rate of 0, to have state to load
+train(3)
+"""
+
+
+def test_a_step_that_only_prepares_loading_is_none_of_training(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(MODEL + PREPARED)
+    observed = observe(tmp_path, [sys.executable, "train.py"], cwd=tmp_path)
+    (rank,) = observed.study.runs["observed", 0].ranks
+    (end,) = rank.of(EndRecord)
+
+    assert (end.steps_done, end.missing) == (3, ())
+    assert rank.observed_steps["learning_rate"].tolist()[0] == pytest.approx(0.01)

@@ -89,3 +89,11 @@ def test_parameters_gathered_whole_before_use_are_none(mesh: DeviceMesh):
     assert model_peers([module]) == (2, 3)
     module.__class__ = Gathered
     assert model_peers([module]) == ()
+
+
+def test_experts_in_one_tensor_are_none(mesh: DeviceMesh):
+    experts = nn.Module()
+    shard = DTensor.from_local(torch.zeros(2, 8, 8), mesh["tp"], [Shard(0)], run_check=False)
+    experts.w1 = nn.Parameter(shard)
+
+    assert model_peers([experts]) == ()

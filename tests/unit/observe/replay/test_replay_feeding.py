@@ -170,16 +170,14 @@ def leave_stream(folder: Path, *of_ranks: list[list[float]]) -> None:
         writer.close()
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"), [("union", [5, 6, 7]), ("reordered", [7, 6, 5])]
-)
+@pytest.mark.parametrize(("name", "expected"), [("union", [5, 6, 7]), ("reordered", [7, 6, 5])])
 def test_a_streams_recorded_batches_are_put_together(
     tmp_path: Path, name: ReplayName, expected: list[float]
 ) -> None:
     leave_stream(tmp_path, [[5, 6]], [[7]])
     fed = Fed(tmp_path, DataLoader(Stream(), 2), name=name)
     assert fed.next()[0].tolist() == expected
-    assert (fed.num_own, fed.feeder.sizes[::1 if name == "union" else -1]) == (1, (2, 1))
+    assert (fed.num_own, fed.feeder.sizes[:: 1 if name == "union" else -1]) == (1, (2, 1))
 
 
 def test_items_of_their_own_collator_are_padded_anew(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scaleproof.observe.replay.material import Material, MaterialWriter, data_of, index_of
+from scaleproof.observe.replay.material import Material, MaterialWriter
+from scaleproof.observe.replay.stored import MaterialIndex, data_of, index_of
 
 DTYPES = (
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64),
@@ -29,7 +30,7 @@ def write_batch(folder: Path, tensors: dict[str, Tensor], rank: int = 0) -> None
 
 def read_batch(folder: Path) -> dict[str, Tensor]:
     material = Material(folder)
-    rank, entry = material.batches[KEY][0]
+    rank, entry = material.index.batches[KEY][0]
     return material.tensors_of(rank, entry)
 
 
@@ -73,7 +74,7 @@ def test_parameters_and_views_are_kept_as_values(tmp_path: Path) -> None:
 def test_batches_of_all_ranks_are_together_and_ids_are_kept(tmp_path: Path) -> None:
     for rank in (1, 0):
         write_batch(tmp_path, {"x": torch.full((2,), float(rank))}, rank)
-    material = Material(tmp_path)
+    material = MaterialIndex(tmp_path)
     assert [rank for rank, _ in material.batches[KEY]] == [0, 1]
     assert material.batches[KEY][0][1].indices == (3, 4)
     assert material.ends_after is None
@@ -100,9 +101,9 @@ def test_draws_and_lengths(tmp_path: Path) -> None:
     writer.length("train.py:3", 8)
     writer.close()
     material = Material(tmp_path)
-    ((rank, entry),) = material.draws[1]
+    ((rank, entry),) = material.index.draws[1]
     assert material.tensors_of(rank, entry)["0/0"].tolist() == [1, 1]
-    assert material.lengths == {"train.py:3": 7}
+    assert material.index.lengths == {"train.py:3": 7}
 
 
 def test_what_has_no_space_ends_the_material_and_nothing_follows(tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_what_has_no_space_ends_the_material_and_nothing_follows(tmp_path: Path)
             writer.weights(step, [("w", torch.ones(4), None, None)])
         writer.weights(9, [("tiny", torch.ones(1), None, None)])
         writer.close()
-    material = Material(tmp_path)
+    material = MaterialIndex(tmp_path)
     assert material.ends_after == 1
     assert sorted(step for step, of in material.weights.items() if len(of) == 2) == [0]
     assert not (data_of(tmp_path, 1) / "weights-9.bin").exists()
@@ -128,26 +129,32 @@ def test_exactly_as_much_as_fits_is_kept(tmp_path: Path) -> None:
 
 
 def test_no_material_is_empty(tmp_path: Path) -> None:
-    assert Material(tmp_path / "nowhere").batches == {}
+    assert MaterialIndex(tmp_path / "nowhere").batches == {}
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     write_batch(tmp_path, {"x": torch.ones(2)})
     with index_of(tmp_path, 0).open("ab") as index:
         index.write(b'{"type":"batch","loader":0,')
-    assert list(Material(tmp_path).batches) == [KEY]
+    assert list(MaterialIndex(tmp_path).batches) == [KEY]
 
 
 @pytest.mark.parametrize(
     "line",
-    [b"{}", b"not json", b"\x80\x04K\x01.", b'{"type":"batch","loader":"one"}', b'{"type":"other"}'],
+    [
+        b"{}",
+        b"not json",
+        b"\x80\x04K\x01.",
+        b'{"type":"batch","loader":"one"}',
+        b'{"type":"other"}',
+    ],
 )
 def test_a_damaged_line_is_an_error_that_names_it(tmp_path: Path, line: bytes) -> None:
     write_batch(tmp_path, {"x": torch.ones(2)})
     with index_of(tmp_path, 0).open("ab") as index:
         index.write(line + b"\n")
     with pytest.raises(msgspec.DecodeError):
-        Material(tmp_path)
+        MaterialIndex(tmp_path)
 
 
 class Evil:

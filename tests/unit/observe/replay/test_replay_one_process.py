@@ -36,7 +36,7 @@ def attempt(text):
     scope = dict(globals())
     try:
         exec(text, scope)
-        return scope["said"]
+        return json.loads(json.dumps(scope["said"]))
     except Left as left:
         return f"left: {left}"
 
