@@ -18,7 +18,7 @@ TORCHRUN = (
     sys.executable,
     *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
 )
-TIMEOUT_S = 120.0
+TIMEOUT_S = 280.0
 
 
 @final

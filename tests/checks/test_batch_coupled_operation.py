@@ -129,3 +129,27 @@ def test_observing_alone_does_not_tell(tmp_path: Path) -> None:
 
     assert found.outcome is Outcome.NOT_APPLICABLE
     assert "closer look" in found.sentence
+
+
+def test_a_tensor_that_is_coupled_alone_is_named(tmp_path: Path) -> None:
+    """The gate of a mixture of experts, say: a hundredth of the whole gradient."""
+    sizes = np.array([1.0, 1.0, 1e-2])[:, None]
+
+    def one(script: FakeScript, step: int) -> np.ndarray:
+        locals_ = [script.local(script, rank, step) for rank in range(script.num_ranks)]
+        mean = np.mean(locals_, axis=0)
+        mean[2] *= 1 + 0.2 * np.random.default_rng([step, 9]).normal(size=mean.shape[1])
+        return mean
+
+    script = replace(
+        SOUND,
+        local=lambda script, rank, step: FakeScript().local(script, rank, step) * sizes,
+        replays={
+            "union": FakeReplay(gradient=one),
+            "reordered": FakeReplay(gradient=one, noise=1e-7),
+        },
+    )
+    found = finding(tmp_path, script)
+
+    assert found.outcome is Outcome.FAIL
+    assert "one device's gradient of tensor 'head.weight' on the items of" in found.sentence

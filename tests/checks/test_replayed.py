@@ -282,23 +282,6 @@ def test_what_no_weights_explain_is_coupled(tmp_path: Path) -> None:
     assert steps[0].in_reference.residual > 0.3
 
 
-@pytest.mark.parametrize(("size", "noise", "is_told"), [
-    (0.005, 1e-7, True), (0.0005, 1e-7, False), (0.005, 1e-3, False),
-])  # fmt: skip
-def test_a_little_that_no_weights_explain_is_told_in_32_bits(
-    tmp_path: Path, size: float, noise: float, is_told: bool
-) -> None:
-    def little(script: FakeScript, step: int) -> np.ndarray:
-        exact = weighted(0.5, 0.5)(script, step)
-        return exact + size * np.random.default_rng([step, 9]).normal(size=exact.shape)
-
-    union = FakeReplay(gradient=little)
-    both = {"union": union, "reordered": replace(union, noise=noise)}
-    steps = compare(tmp_path, replace(SOUND, replays=both))
-
-    assert relations(steps) == [Relation.COUPLED if is_told else Relation.SAME] * 3
-
-
 def test_a_tensor_that_no_weights_explain_is_coupled(tmp_path: Path) -> None:
     def one(script: FakeScript, step: int) -> np.ndarray:
         exact = weighted(0.5, 0.5)(script, step)

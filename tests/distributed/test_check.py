@@ -1,5 +1,5 @@
-"""Real scripts, checked on two ranks: where nothing is wrong, one process that is fed what both were
-fed computes the gradients that they used; what can't be replayed is said, and the rest stands."""
+"""Real scripts, checked on two ranks: where nothing is wrong, one process that is fed what both
+were fed computes the gradients that they used. What can't be replayed is said; the rest stands."""
 
 import os
 import signal

@@ -179,7 +179,7 @@ def _judge_coupled(consistency: Consistency) -> Judgement:
     of = f"{percent(first.in_reference.residual)} of it is left over; cosine {first.cosine:.2f}"
     of += " with what was used"
     tensor = ""
-    if first.in_reference.residual <= fits(first):
+    if first.off and first.in_reference.residual <= fits(first):
         worst = first.off[-1]
         tensor = f" of tensor {worst.name!r}"
         of = f"{percent(worst.reference.residual)} of it is left over"

@@ -77,6 +77,7 @@ class ClippedAtTheWrongNorm(AbstractCheck[WrongNormMeasurement]):
         "unsynced-gradients",
         "clipped-before-reduction",
         "unscaled-clipping",
+        "schedule-drift",
     )
 
     tolerance: float = 0.05

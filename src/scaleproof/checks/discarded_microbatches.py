@@ -92,7 +92,7 @@ class DiscardedMicrobatches(AbstractCheck[DiscardedMeasurement]):
     question: ClassVar[Question] = Question.SOUND
     family: ClassVar[Family] = Family.GRADIENTS
     needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, SCRIPT, STEPS, CLOSE_UPS)
-    consequence_of: ClassVar[tuple[str, ...]] = ("unsynced-gradients",)
+    consequence_of: ClassVar[tuple[str, ...]] = ("unsynced-gradients", "clipped-before-reduction")
 
     tolerance: float = 0.1
     """Of the largest weight: sums in 16 bits move weights by less than 0.02."""

@@ -19,7 +19,7 @@ NOISES = 10.0
 _TENSOR_FLOOR = 1e-3
 """Of the mean size of a tensor's gradient: a difference below is too small to matter."""
 _TENSOR_NOISES = 20.0
-_TENSOR_OFF = 0.05
+_TENSOR_OFF = 0.03
 """Of a tensor's own gradient: 16 bits move small tensors by up to 0.01."""
 
 

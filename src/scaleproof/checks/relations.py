@@ -25,11 +25,6 @@ _NEAR = 0.02
 _POINTS_ALONG = 0.9
 """Cosine with the reference from which a multiple of it means something, whatever is left over."""
 
-_EXACT = 1e-5
-"""Noise and residual of 32 bits; 16 bits leave a hundred times as much."""
-_FITS_EXACTLY = 1e-3
-"""Residual of the reference that is none of rounding in 32 bits."""
-
 _SURE = 3.0
 """Standard errors, or times what is left over."""
 
@@ -191,14 +186,7 @@ def _of_weights(step: ComparedStep, tolerance: float) -> Relation:
     if are_apart(step.effective, step.in_reference, tolerance):
         return Relation.MISWEIGHTED
     left_over = max(step.effective.residual, step.in_reference.residual)
-    relation = _of_factor(step, factor_of(step), left_over, tolerance)
-    is_left_over = _is_exact(step) and step.in_reference.residual > _FITS_EXACTLY
-    return Relation.COUPLED if relation is Relation.SAME and is_left_over else relation
-
-
-def _is_exact(step: ComparedStep) -> bool:
-    """Neither the computation nor the reduction is in 16 bits."""
-    return max(step.effective.residual, 1.0 if step.noise is None else step.noise) <= _EXACT
+    return _of_factor(step, factor_of(step), left_over, tolerance)
 
 
 def are_apart(effective: Fit, reference: Fit, tolerance: float) -> bool:

@@ -10,6 +10,7 @@ import msgspec
 from scaleproof.checks.check import Outcome, Question
 from scaleproof.checks.wording import counted, listed
 from scaleproof.evidence.observations import EndRecord
+from scaleproof.evidence.replays import replays_of
 from scaleproof.evidence.study import Run, Study
 from scaleproof.evidence.troubles import processes_with_torch, read_exit_code, read_troubles
 from scaleproof.verdict.answers import Answer, Finding, QuestionAnswer, Standing
@@ -123,10 +124,17 @@ def next_steps_alone(
 def _all_is_well(study: Study, findings: Sequence[Finding]) -> str:
     passed = [f for f in findings if f.question is Question.SOUND and f.outcome is Outcome.PASS]
     sentence = f"No fault found by {counted(len(passed), 'check')} in {_scope(study)}."
+    if study.request.check is not None and not _is_replayed(study):
+        sentence += " Nothing was replayed on one process: faults that all ranks share go unseen."
     warnings = [f.check for f in findings if f.outcome is Outcome.FAIL]
     if warnings:
         sentence += f" {counted(len(warnings), 'warning')}: {listed(warnings)}."
     return sentence
+
+
+def _is_replayed(study: Study) -> bool:
+    runs = study.runs_of(study.candidate)
+    return any(replay.end.num_steps for run in runs for replay in replays_of(run).values())
 
 
 def _scope(study: Study) -> str:

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,7 +73,8 @@ loss().backward()
 step()
 
 # 6: backward inside a backward counts once
-checkpoint(lambda v: model(v).square().mean(), x.clone().requires_grad_(), use_reentrant=True).backward()
+given = x.clone().requires_grad_()
+checkpoint(lambda v: model(v).square().mean(), given, use_reentrant=True).backward()
 step()
 
 # 7 and 8: two optimizers, the second of what the first has used

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, final
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 import torch.multiprocessing
+from torch._C._distributed_c10d import HashStore
 from torch.utils.data import DataLoader
 
 from scaleproof.observe import current
@@ -38,12 +39,16 @@ def stay_alone(num_ranks: int, leave: Callable[[str], NoReturn]) -> None:
         signature = inspect.signature(original)
 
         def init_process_group(*args: Any, **kwargs: Any) -> Any:
-            if (signature.bind(*args, **kwargs).arguments.get("world_size") or 1) > 1:
+            bound = signature.bind(*args, **kwargs)
+            if (bound.arguments.get("world_size") or 1) > 1:
                 leave(
                     f"the script tells init_process_group a world of {num_ranks} of its own "
                     "making; let it take the number of ranks from its launcher (WORLD_SIZE)"
                 )
-            return original(*args, **kwargs)
+            if bound.arguments.get("store") is None:  # replays run side by side: no port
+                bound.arguments |= {"store": HashStore(), "rank": 0, "world_size": 1}
+                bound.arguments.pop("init_method", None)
+            return original(*bound.args, **bound.kwargs)
 
         return init_process_group
 

@@ -130,7 +130,9 @@ def test_ranks_that_share_a_batch_are_given_it_once(tmp_path: Path) -> None:
 def test_ids_lead_back_through_subsets(tmp_path: Path) -> None:
     leave(tmp_path, [[12]], [[15]])
     chosen = Subset(Subset(TensorDataset(VALUES), range(10, 20)), [5, 2, 0])
-    assert Fed(tmp_path, loader_of(chosen)).next()[0].tolist() == [12, 15]
+    fed = Fed(tmp_path, loader_of(chosen))
+    assert fed.next()[0].tolist() == [12, 15]
+    assert fed.this.drawn_ahead.popleft() == [1, 0]
 
 
 def test_a_data_set_that_is_another_on_one_process_gives_the_ranks_values(tmp_path: Path) -> None:
