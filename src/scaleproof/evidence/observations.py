@@ -264,8 +264,8 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
 
     ``sketches`` as in ``StateRecord``. Shards are left out; ``num_sharded`` says how many.
     ``beside``: what the names of parameters begin with that belong to modules which no optimizer
-    trains and which ran forward, of each module one, in the order in which they first ran: teachers,
-    feature extractors. Of these, evenly spaced numbers of each tensor stand for all.
+    trains and which ran forward, of each module one, in the order in which they first ran:
+    teachers, feature extractors. Of these, evenly spaced numbers of each tensor stand for all.
     Buffers may differ between ranks in the middle of training (DDP sends rank 0's along with the
     next forward): compare them at ``EVALUATION`` and ``END``.
     """
