@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,65 @@ def test_a_gradient_that_is_zero_does_not_move_a_parameter(tmp_path: Path) -> No
         return gradient
 
     script = FakeScript(local=local, state=stuck("head.weight"))
+
+    assert finding(build_observed(tmp_path, script)).outcome is Outcome.PASS
+
+
+def zeros(*rows: int, on: tuple[int, ...] = (0, 1), from_step: int = 1) -> FakeScript:
+    """Gradients of some tensors that are exactly 0."""
+
+    def local(script: FakeScript, rank: int, step: int) -> np.ndarray:
+        gradient = FakeScript().local(script, rank, step)
+        if rank in on and step >= from_step:
+            gradient[list(rows)] = 0
+        return gradient
+
+    return FakeScript(local=local)
+
+
+def test_an_optimizer_all_of_whose_gradients_are_0_fails(tmp_path: Path) -> None:
+    """``cross_entropy`` over one output: the logarithm of 1."""
+    found = finding(build_observed(tmp_path, zeros(0, 1, 2)))
+
+    assert found.outcome is Outcome.FAIL
+    assert found.sentence == (
+        "observed-seed0, rank 0: the gradients of 3 of 3 parameters of SGD of train.py:41 "
+        "('body.weight', 'body.bias' and 'head.weight') were exactly 0 at each of 3 probed steps, "
+        "on all ranks: the loss does not change with them. The same on 1 other rank over all runs."
+    )
+    assert "a softmax over one class" in found.remedy
+
+
+def test_gradients_of_0_of_most_numbers_are_undecided_and_of_few_counted(tmp_path: Path) -> None:
+    few = finding(build_observed(tmp_path / "few", zeros(2)))
+    study = build_observed(tmp_path / "most", zeros(1, 2))
+
+    assert few.outcome is Outcome.PASS
+    assert few.sentence.startswith("2 trainable parameters got gradients and changed")
+    assert "of 1 parameter was exactly 0 at every probed step: head.weight" in few.sentence
+    assert finding(study).outcome is Outcome.UNDECIDED
+    assert finding(study, max_share=2 / 3).outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(zeros(0, 1, 2, on=(1,)), id="on one rank"),
+        pytest.param(zeros(0, 1, 2, from_step=2), id="after a step"),
+    ],
+)
+def test_gradients_that_are_0_now_and_then_or_on_one_rank_pass(
+    tmp_path: Path, script: FakeScript
+) -> None:
+    found = finding(build_observed(tmp_path, script))
+
+    assert found.outcome is Outcome.PASS
+    assert "exactly 0" not in found.sentence
+
+
+def test_a_single_probe_of_0_says_nothing(tmp_path: Path) -> None:
+    """What is initialised to 0 keeps the gradients behind it at 0 for one step."""
+    script = replace(zeros(0, 1, 2), probed_steps=(1,))
 
     assert finding(build_observed(tmp_path, script)).outcome is Outcome.PASS
 

@@ -149,6 +149,22 @@ def test_fetching_that_was_not_seen_is_undecided_where_states_are_equal(
     assert ("base seeds" if base_seed else "torch states") in judgement.sentence
 
 
+@pytest.mark.parametrize("is_one_seed", [True, False])
+def test_unseen_workers_are_counted_once_a_rank(tmp_path: Path, is_one_seed: bool) -> None:
+    script = drawing(
+        lambda rank, this: {
+            "is_fetch_seen": False,
+            "base_seed": 7 if is_one_seed else 7 + rank,
+            "random_states": states(rank, this),
+        },
+        num_workers=2,
+    )
+    judgement = judge(tmp_path, script)
+
+    assert judgement.outcome is (Outcome.UNDECIDED if is_one_seed else Outcome.PASS)
+    assert ("in its workers on ranks 0 and 1, and" in judgement.sentence) is is_one_seed
+
+
 def test_fetching_that_was_not_seen_passes_where_all_states_differ(tmp_path: Path) -> None:
     assert judge(tmp_path, drawing(lambda _rank, _this: {"is_fetch_seen": False})).outcome is (
         Outcome.PASS

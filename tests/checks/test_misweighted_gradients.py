@@ -375,11 +375,12 @@ def test_one_rank_and_missing_probes(tmp_path: Path) -> None:
     assert (one.is_evidence_missing, none.is_evidence_missing) == (False, True)
 
 
+@pytest.mark.parametrize("gradient", [np.nan, 0.0])
 def test_an_optimizer_without_gradients_is_sent_to_the_check_that_tells_why(
-    tmp_path: Path,
+    tmp_path: Path, gradient: float
 ) -> None:
     script = FakeScript(
-        local=lambda script, rank, step: np.full((3, 64), np.nan),
+        local=lambda script, rank, step: np.full((3, 64), gradient),
         final=lambda script, rank, step, locals_: locals_[rank],
     )
     found = finding(build_observed(tmp_path, script))

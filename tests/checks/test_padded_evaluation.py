@@ -4,6 +4,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from pyroaring import BitMap
 
 from observed import EVALUATION, FakeScript, build_observed
 from scaleproof.checks.check import Judgement, Outcome
@@ -284,3 +285,93 @@ def test_what_dividing_into_equal_parts_rounds_off_fails(tmp_path: Path) -> None
 )
 def test_a_part_that_was_chosen_passes(tmp_path: Path, script: FakeScript) -> None:
     assert judge(build_observed(tmp_path, script)).outcome is Outcome.PASS
+
+
+def with_tail(
+    ids: tuple[int, ...], *, on: tuple[int, ...] = (0, 1), loader: Any = None, made: Any = None
+) -> FakeScript:
+    """300 of 301 items are divided; a loader of another line scores ``ids`` after the last epoch.
+    ``loader`` and ``made`` change its records."""
+    num_items = 301
+
+    def more(rank: int, writer: RankWriter) -> None:
+        if rank not in on:
+            return
+        record = LoaderRecord(
+            loader=2,
+            data_set=EVALUATION,
+            data_set_type="torch.utils.data.dataset.TensorDataset",
+            num_items=len(ids),
+            num_root=num_items,
+            sampler="torch.utils.data.sampler.SequentialSampler",
+            shards=None,
+            batch_size=4,
+            drop_last=False,
+            num_workers=0,
+            where="train.py:77",
+        )
+        this = PassRecord(
+            loader=2,
+            number=0,
+            use="evaluation",
+            epoch=0,
+            first_step=6,
+            last_step=6,
+            is_whole=True,
+            has_ids=True,
+            num_batches=1,
+            num_fed=len(ids),
+            order_digest="x",
+            seen=writer.blob("seen-2.roaring", BitMap(ids).serialize()),
+            repeated=writer.blob("repeated-2.roaring", BitMap().serialize()),
+            batch_sizes=writer.array("sizes-2", np.array([len(ids)], np.int32)),
+            contents=None,
+            content_limit=2**64 - 1,
+            num_content_repeats=0,
+            sampler_epoch=None,
+            base_seed=None,
+            random_states={},
+            drawn=(),
+            is_fetch_seen=True,
+        )
+        writer.record(msgspec.structs.replace(record, **(loader or {})))
+        writer.record(msgspec.structs.replace(this, **(made or {})))
+
+    return FakeScript(
+        num_epochs=1,
+        num_samples=48,
+        num_evaluation_samples=num_items,
+        evaluated=lambda script, rank, epoch: np.arange(num_items - 1)[rank::2],
+        change=changed({"drop_last": True}),
+        more=more,
+    )
+
+
+@pytest.mark.parametrize("on", [(0, 1), (0,)])
+def test_a_tail_that_another_loader_scores_is_not_left_out(
+    tmp_path: Path, on: tuple[int, ...]
+) -> None:
+    """As in PyTorch's ImageNet example: ``Subset(val, range(len(sampler) * world, len(val)))``."""
+    judgement = judge(build_observed(tmp_path, with_tail((300,), on=on)))
+
+    assert judgement.outcome is Outcome.PASS
+    assert ("a loader that all of them go through whole" in judgement.sentence) is (on == (0, 1))
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(with_tail((300,), on=()), id="no tail"),
+        pytest.param(with_tail((299,)), id="an item that was scored before"),
+        pytest.param(with_tail((299, 300)), id="begins too early"),
+        pytest.param(with_tail(tuple(range(300, 330))), id="another set, larger than the rest"),
+        pytest.param(with_tail((300,), loader={"data_set": 7}), id="of another data set"),
+        pytest.param(with_tail((300,), made={"first_step": 3}), id="at another step"),
+        pytest.param(with_tail((300,), made={"is_whole": False}), id="broken off"),
+    ],
+)
+def test_what_is_not_the_rest_leaves_the_tail_out(tmp_path: Path, script: FakeScript) -> None:
+    judgement = judge(build_observed(tmp_path, script))
+
+    assert judgement.outcome is Outcome.FAIL
+    assert "300 items scored, 300 different, 1 left out" in judgement.sentence

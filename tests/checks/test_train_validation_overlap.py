@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from pyroaring import BitMap
 
 from observed import EVALUATION, TRAINING, FakeScript, build_observed
 from scaleproof.checks.check import Judgement, Outcome
@@ -167,8 +168,6 @@ def with_another_evaluation(ids: np.ndarray) -> Callable[[int, RankWriter], None
     """A third loader, over the same data, that evaluates on ``ids`` at the end."""
 
     def more(rank: int, writer: RankWriter) -> None:
-        from pyroaring import BitMap
-
         loader = LoaderRecord(
             loader=2,
             data_set=0,
@@ -369,3 +368,73 @@ def test_one_rank_can_leak_too(tmp_path: Path) -> None:
     assert judgement.outcome is Outcome.FAIL
     assert "6 of the 18 items (33.3 %)" in judgement.sentence
     assert "by rank 0" in judgement.sentence
+
+
+def glance(**fields: Any) -> Callable[[int, RankWriter], None]:
+    """A pass over the training loader beside those of training; ``fields`` change its record."""
+
+    def more(rank: int, writer: RankWriter) -> None:
+        ids = np.sort(split(5)[0])[:4]
+        record = PassRecord(
+            loader=TRAINING,
+            number=1,
+            use="evaluation",
+            epoch=0,
+            first_step=6,
+            last_step=6,
+            is_whole=False,
+            has_ids=True,
+            num_batches=1,
+            num_fed=len(ids),
+            order_digest="x",
+            seen=writer.blob("seen-2.roaring", BitMap(ids).serialize()),
+            repeated=writer.blob("repeated-2.roaring", BitMap().serialize()),
+            batch_sizes=writer.array("sizes-2", np.array([len(ids)], np.int32)),
+            contents=None,
+            content_limit=2**64 - 1,
+            num_content_repeats=0,
+            sampler_epoch=None,
+            base_seed=None,
+            random_states={},
+            drawn=(),
+            is_fetch_seen=True,
+        )
+        writer.record(msgspec.structs.replace(record, **fields))
+
+    return more
+
+
+def only_trained(rank: int, record: Any) -> Any:
+    """No loader for evaluation; the second training pass comes after the glance."""
+    if isinstance(record, LoaderRecord | PassRecord) and record.loader == EVALUATION:
+        return None
+    if isinstance(record, PassRecord) and record.number:
+        return msgspec.structs.replace(record, number=record.number + 1)
+    return record
+
+
+def test_a_look_at_the_shape_of_a_batch_is_no_evaluation(tmp_path: Path) -> None:
+    """``len(next(iter(loader))[0])`` in every epoch, as in PyTorch's DDP tutorial."""
+    script = random_split(lambda rank: 5, change=also(one_root, only_trained), more=glance())
+
+    assert judge(build_observed(tmp_path, script)).outcome is Outcome.NOT_APPLICABLE
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"number": 9}, id="not trained with afterwards"),
+        pytest.param({"num_batches": 2}, id="two batches"),
+        pytest.param({"is_whole": True}, id="all there is"),
+    ],
+)
+def test_more_than_a_look_is_an_evaluation_on_training_data(
+    tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    script = random_split(
+        lambda rank: 5, change=also(one_root, only_trained), more=glance(**fields)
+    )
+    judgement = judge(build_observed(tmp_path, script))
+
+    assert judgement.outcome is Outcome.UNDECIDED
+    assert "is the training set itself" in judgement.sentence

@@ -9,7 +9,7 @@ import numpy as np
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
 from scaleproof.checks.needs import CANDIDATE_RUN, SCRIPT, STEPS
-from scaleproof.checks.probes import gradient_sizes, owned_tensors, where_of
+from scaleproof.checks.probes import owned_tensors, seen_gradients, where_of
 from scaleproof.checks.wording import counted, listed, percent
 from scaleproof.evidence.observations import OptimizerRecord, SnapshotRecord
 from scaleproof.evidence.rank import Rank
@@ -32,9 +32,10 @@ class OptimizerReach(msgspec.Struct, frozen=True, kw_only=True):
     ``num_steps``: its steps with a learning rate that is not 0. ``stuck``: had a gradient that is
     not zero, and the same bytes before and after ``num_steps`` or more steps. ``resting``: so too,
     in a parameter group with a learning rate of 0. ``idle``: never seen with a gradient, never seen
-    to change. ``num_moved``: seen to change. ``unowned``: trainable,
-    with a gradient, and in no optimizer at all; ``unowned_share``: of the numbers in all trainable
-    tensors that have a gradient.
+    to change. ``zero``: had gradients, and all were exactly 0, at ``num_zeros`` or more probed
+    steps; with each one's share of the numbers in all trainable tensors. ``num_moved``: seen to
+    change. ``unowned``: trainable, with a gradient, and in no optimizer at all; ``unowned_share``:
+    of the numbers in all trainable tensors that have a gradient.
     """
 
     run: str
@@ -48,6 +49,8 @@ class OptimizerReach(msgspec.Struct, frozen=True, kw_only=True):
     stuck: tuple[str, ...]
     resting: tuple[str, ...]
     idle: tuple[str, ...]
+    zero: dict[str, float]
+    num_zeros: int
     unowned: tuple[str, ...]
     unowned_share: float
 
@@ -67,7 +70,7 @@ class FrozenParameters(AbstractCheck[FrozenMeasurement]):
     What it looks for
         Parameters with `requires_grad` that get gradients and that no optimizer owns; optimizers
         none of whose parameters ever gets a gradient; parameters that have gradients, are owned,
-        and never change.
+        and never change; parameters whose gradients are exactly 0.
 
     Why it matters
         An optimizer built before `fully_shard`, before the model was made anew or before a head
@@ -83,7 +86,11 @@ class FrozenParameters(AbstractCheck[FrozenMeasurement]):
         gradient that is not zero has the same bytes before and after `min_steps` or more steps of
         its optimizer with a learning rate, unless that of its group is 0 at the first step and at
         the end, and another group's is not; and when one never gets a gradient on some ranks, and
-        does on others. With fewer steps it is undecided.
+        does on others. It fails, too, when every gradient of an optimizer was exactly 0 at all
+        probed steps, `min_steps` or more, on all ranks: the loss does not change with what it
+        trains. Where that is so of a part, of more than `max_share` of its numbers, it is
+        undecided, and of less only counted: `0 * unused.sum()` is how scripts tell DDP of a branch
+        that is not used, and an expert may be given nothing. With fewer steps it is undecided.
 
     What it can't see
         Parameters with `requires_grad` off: they are frozen on purpose. When the
@@ -126,6 +133,9 @@ class FrozenParameters(AbstractCheck[FrozenMeasurement]):
         enough = [reach for reach in found if reach.num_steps >= self.min_steps]
         if foreign := [r for r in enough if len(r.idle) == r.num_owned > 0]:
             return _judge_foreign(foreign)
+        zeros = _zero_on_all_ranks(enough, self.min_steps)
+        if nothing := [r for r in zeros if r.num_owned == len(r.zero) + len(r.idle)]:
+            return _judge_zero(nothing, Outcome.FAIL)
         if unowned := [r for r in found if r.unowned and r.unowned_share <= self.max_share]:
             return _judge_unowned(unowned, Outcome.FAIL)
         if stuck := [r for r in enough if r.stuck]:
@@ -140,6 +150,8 @@ class FrozenParameters(AbstractCheck[FrozenMeasurement]):
             )
         if unowned := [r for r in found if r.unowned]:
             return _judge_unowned(unowned, Outcome.UNDECIDED)
+        if mostly := [r for r in zeros if sum(r.zero.values()) > self.max_share]:
+            return _judge_zero(mostly, Outcome.UNDECIDED)
         if len(enough) < len(found):
             few = next(reach for reach in found if reach.num_steps < self.min_steps)
             return Judgement(
@@ -148,7 +160,7 @@ class FrozenParameters(AbstractCheck[FrozenMeasurement]):
                 f"{counted(few.num_steps, 'step')} with a learning rate above 0, too few to tell.",
                 remedy=f"Train for {self.min_steps} or more steps.",
             )
-        return _judge_sound(found)
+        return _judge_sound(found, zeros)
 
 
 def _judge_foreign(found: Sequence[OptimizerReach]) -> Judgement:
@@ -164,6 +176,21 @@ def _judge_foreign(found: Sequence[OptimizerReach]) -> Judgement:
         f"trains.{strangers}{_others(found)}",
         remedy="Build the optimizer last, from the parameters() of the model that runs: after "
         "fully_shard, and after the model is made.",
+    )
+
+
+def _judge_zero(found: Sequence[OptimizerReach], outcome: Outcome) -> Judgement:
+    first = found[0]
+    which = listed([repr(name) for name in first.zero])
+    return Judgement(
+        outcome=outcome,
+        sentence=f"{first.run}, rank {first.rank}: the gradients of {len(first.zero)} of "
+        f"{counted(first.num_owned, 'parameter')} of {first.where} ({which}) were exactly 0 at "
+        f"each of {counted(first.num_zeros, 'probed step')}, on all ranks: the loss does not "
+        f"change with them.{_others(found)}",
+        remedy="Look at what the loss is made of: a softmax over one class, a rounding or an "
+        "argmax on the way, a factor of 0, units that are always off, 16 bits that underflow. If "
+        "they are meant to stay, requires_grad_(False).",
     )
 
 
@@ -194,7 +221,7 @@ def _judge_stuck(found: Sequence[OptimizerReach]) -> Judgement:
     )
 
 
-def _judge_sound(found: Sequence[OptimizerReach]) -> Judgement:
+def _judge_sound(found: Sequence[OptimizerReach], zeros: Sequence[OptimizerReach]) -> Judgement:
     first = found[0]
     idle = sorted({name for reach in found for name in reach.idle})
     unused = f" {counted(len(idle), 'parameter')} never got a gradient: {listed(idle)}, a branch"
@@ -202,21 +229,37 @@ def _judge_sound(found: Sequence[OptimizerReach]) -> Judgement:
     resting = sorted({name for reach in found for name in reach.resting})
     rests = f" At a learning rate of 0, {counted(len(resting), 'parameter')} never changed: "
     rests = f"{rests}{listed(resting)}." if resting else ""
+    zero = sorted({name for reach in zeros for name in reach.zero})
+    dead = f" The gradient of {counted(len(zero), 'parameter')} was exactly 0 at every probed step:"
+    dead = f"{dead} {listed(zero)}, which the loss did not change with." if zero else ""
     of_first = [r for r in found if (r.run, r.rank) == (first.run, first.rank)]
-    num_left = sum(r.num_owned - len(r.idle) - len(r.resting) for r in of_first)
+    num_dead = sum(len(r.zero) for r in zeros if (r.run, r.rank) == (first.run, first.rank))
+    num_left = sum(r.num_owned - len(r.idle) - len(r.resting) for r in of_first) - num_dead
     moved = "got gradients and changed"
     if all(reach.num_moved == 0 for reach in found):
         moved = "got gradients (whether they changed is not recorded)"
     return Judgement(
         outcome=Outcome.PASS,
         sentence=f"{counted(num_left, 'trainable parameter')} {moved}, and no "
-        f"parameter with a gradient is without an optimizer.{rests}{unused}",
+        f"parameter with a gradient is without an optimizer.{rests}{unused}{dead}",
     )
 
 
 def _others(found: Sequence[OptimizerReach]) -> str:
     others = len({(reach.run, reach.rank) for reach in found}) - 1
     return f" The same on {counted(others, 'other rank')} over all runs." if others else ""
+
+
+def _zero_on_all_ranks(found: Sequence[OptimizerReach], min_steps: int) -> list[OptimizerReach]:
+    """With only those of ``zero`` that are so on every rank, at ``min_steps`` probed steps."""
+    zeros: list[OptimizerReach] = []
+    for reach in found:
+        key = reach.run, reach.optimizer
+        same = [r for r in found if (r.run, r.optimizer) == key]
+        zero = {n: share for n, share in reach.zero.items() if all(n in r.zero for r in same)}
+        if zero and min(r.num_zeros for r in same) >= min_steps:
+            zeros.append(msgspec.structs.replace(reach, zero=zero))
+    return zeros
 
 
 def _idle_on_some_ranks(
@@ -236,13 +279,13 @@ def _reaches(run: Run, rank: Rank) -> Iterator[OptimizerReach]:
     numbers = sorted({record.optimizer for record in records})
     owned = {number: owned_tensors(rank, number) for number in numbers}
     of_any = {name for tensors in owned.values() for name in tensors}
-    sizes = gradient_sizes(rank)
+    seen = seen_gradients(rank)
     digests = _digests_over_time(rank)
     trained = sum(
         tensor.numel
         for number, tensors in owned.items()
         for name, tensor in tensors.items()
-        if tensor.has_gradient or (number, name) in sizes
+        if tensor.has_gradient or (number, name) in seen
     )
     for number in numbers:
         trainable = {name: t for name, t in owned[number].items() if t.requires_grad}
@@ -251,13 +294,17 @@ def _reaches(run: Run, rank: Rank) -> Iterator[OptimizerReach]:
         stuck: list[str] = []
         resting: list[str] = []
         idle: list[str] = []
+        zero: dict[str, int] = {}
+        num_trainable = max(1, sum(tensor.numel for tensor in trainable.values()))
         for row, (name, tensor) in enumerate(owned[number].items()):
             if name not in trainable:
                 continue
-            size = sizes.get((number, name))
-            if size is None and not tensor.has_gradient and num_states[name] < 2:
+            gradient = seen.get((number, name))
+            if gradient is None and not tensor.has_gradient and num_states[name] < 2:
                 idle.append(name)
-            elif num_states[name] == 1 and size != 0:  # None: a gradient that no probe saw
+            elif gradient is not None and gradient.size == 0:
+                zero[name] = gradient.num_zeros
+            elif num_states[name] == 1:  # None: a gradient that no probe saw
                 (resting if row in of_group_at_0 else stuck).append(name)
         last = [record for record in records if record.optimizer == number][-1]
         unowned = [t for t in last.unowned if t.requires_grad and t.has_gradient]
@@ -275,6 +322,8 @@ def _reaches(run: Run, rank: Rank) -> Iterator[OptimizerReach]:
             stuck=tuple(stuck),
             resting=tuple(resting),
             idle=tuple(idle),
+            zero={name: trainable[name].numel / num_trainable for name in zero},
+            num_zeros=min(zero.values(), default=0),
             unowned=tuple(tensor.name for tensor in unowned),
             unowned_share=num_unowned / max(1, num_unowned + trained),
         )

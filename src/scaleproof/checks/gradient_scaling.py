@@ -63,7 +63,7 @@ class Weighting(msgspec.Struct, frozen=True, kw_only=True):
     grad_scales: tuple[float, ...]
     is_loss_a_mean: bool
     has_gradients: bool
-    """Some rank had one, and some optimizer used one."""
+    """Some rank had one that is not 0, and some optimizer used one."""
     reduction: str
     """"largest", "smallest" or "product" of the ranks' values, where what was used is a multiple of
     that, value by value; empty where it is not, or where weights explain it."""
@@ -137,9 +137,14 @@ def _weighting(probe: StepProbe, fit: StepWeights, tensor: str, most_backwards: 
         most_backwards=max(most_backwards, probe.num_backwards),
         grad_scales=probe.grad_scales,
         is_loss_a_mean=probe.is_loss_a_mean,
-        has_gradients=bool(np.isfinite(probe.local).any() and np.isfinite(probe.final).any()),
+        has_gradients=_has_any(probe.local, probe.local_norms)
+        and _has_any(probe.final, probe.final_norms),
         reduction=_reduction(probe, tensor) if fit.residual > _FITS else "",
     )
+
+
+def _has_any(*sizes: NDArray[np.float64]) -> bool:
+    return any(bool(np.nan_to_num(size).any()) for size in sizes)
 
 
 def _reduction(probe: StepProbe, tensor: str) -> str:

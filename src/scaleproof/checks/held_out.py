@@ -105,13 +105,15 @@ def trained_sets(run: Run) -> dict[int, dict[Root, Trained]]:
 
 
 def evaluated_sets(run: Run) -> list[Evaluated]:
-    """Of every loader, what it was evaluated with once a step was made."""
+    """Of every loader, what it was evaluated with once a step was made. One batch of a training
+    loader, taken to look at its shape before training goes on with that loader, is no evaluation.
+    """
     roots = {rank.rank: _roots(rank) for rank in run.ranks}
     evaluated: list[Evaluated] = []
     for loader in shared_loaders(run):
         by_optimizer: dict[int, list[RankPass]] = defaultdict(list)
         for one in (one for shared in loader.evaluation for one in shared.by_rank):
-            if one.record.first_step > 0:
+            if one.record.first_step > 0 and not _is_glance(loader, one):
                 by_optimizer[_optimizer_before(one)].append(one)
         for optimizer, passes in sorted(by_optimizer.items()):
             root = roots[passes[0].rank.rank][passes[0].loader.data_set]
@@ -161,6 +163,22 @@ def _evaluated(
         has_ids=all(one.record.has_ids for one in passes),
         ids={rank: _union(ones) for rank, ones in by_rank.items()},
         passes=tuple(passes),
+    )
+
+
+def _is_glance(loader: SharedLoader, one: RankPass) -> bool:
+    """``next(iter(loader))``, by a rank that trains with the same loader later."""
+    record = one.record
+    is_one_batch = record.num_batches == 1 and not record.is_whole
+    return (
+        is_one_batch
+        and record.first_step == record.last_step
+        and any(
+            own.record.number > record.number
+            for shared in reversed(loader.training)
+            for own in shared.by_rank
+            if own.rank.rank == one.rank.rank
+        )
     )
 
 

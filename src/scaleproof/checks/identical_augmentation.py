@@ -188,11 +188,11 @@ def _shared(run: Run, group: Sequence[tuple[Rank, PassRecord]]) -> Iterator[Shar
 def _states(this: PassRecord) -> Iterator[tuple[RandomSource | None, str]]:
     """What decides which random numbers fetching got. With workers whose own states are not
     known, that is the seed that theirs are made from."""
-    if this.is_fetch_seen and not this.drawn:
+    if not this.is_fetch_seen and this.base_seed is not None:
+        yield None, str(this.base_seed)  # one seed, whichever generator is drawn from
         return
-    sources = this.drawn if this.is_fetch_seen else tuple(RandomSource)
-    for source in sources:
+    for source in this.drawn if this.is_fetch_seen else tuple(RandomSource):
         if this.base_seed is None:
             yield source, this.random_states.get(source, "")
         else:
-            yield (source if this.is_fetch_seen else None), str(this.base_seed)
+            yield source, str(this.base_seed)

@@ -18,7 +18,12 @@ from scaleproof.checks.passes import (
     sameness,
     shared_loaders,
 )
-from scaleproof.checks.wholes import has_own_subsets, num_items_of_all, num_rounded_off
+from scaleproof.checks.wholes import (
+    has_own_subsets,
+    is_rest_scored,
+    num_items_of_all,
+    num_rounded_off,
+)
 from scaleproof.checks.wording import counted, listed, short_percent
 from scaleproof.evidence.observations import MetricRecord
 from scaleproof.evidence.study import Run, Study
@@ -41,9 +46,10 @@ class Division(StrEnum):
 class ScoredPass(msgspec.Struct, frozen=True, kw_only=True):
     """One evaluation pass; ``number`` is from 0 and counts those over this loader.
 
-    ``num_left_out`` is 0 where the pass was broken off. ``is_framework_loader``: a batch sampler
-    such as Accelerate's pads, whose ``gather_for_metrics`` can drop what was padded.
-    ``is_truncated``: the figures came from a library that does so.
+    ``num_left_out`` is 0 where the pass was broken off, or another loader scored the rest.
+    ``is_framework_loader``: a batch sampler such as Accelerate's pads, whose
+    ``gather_for_metrics`` can drop what was padded. ``is_truncated``: the figures came from a
+    library that does so.
     """
 
     run: str
@@ -100,15 +106,18 @@ class PaddedEvaluation(AbstractCheck[PaddedEvaluationMeasurement]):
         changes the figure. Of a subset for each rank, the items there are are those of all ranks
         together, and also the fewer than N that dividing the data set into N equal parts rounds
         off, unless training or a loader of another line draws from it: then it was split on
-        purpose. Not faults: an evaluation on one rank; every rank scoring the whole
+        purpose. What another loader hands out of the same data set between the same two steps of
+        training is not left out, if that is the very rest: as many items, none scored before. Not
+        faults: an evaluation on one rank; every rank scoring the whole
         set, or items drawn at random, or a set of its own. What a pass that was broken off leaves
         out does not count. Accelerate's loaders pad too, and its `gather_for_metrics` drops the
         padding again: where it was called on every rank, or the figures come from the Transformers
         Trainer, that is a pass, otherwise undecided.
 
     What it can't see
-        Whether the script itself drops what was padded before it computes a figure. Data sets
-        without indices. Passes over a loader that training draws from.
+        Whether the script itself drops what was padded before it computes a figure, and whether
+        a rest that every rank scores is counted once, after sums were added up over ranks. Data
+        sets without indices. Passes over a loader that training draws from.
 
     How to fix it
         For evaluation, give rank r the items r, r + N, r + 2 N ... without padding, and add up
@@ -206,6 +215,11 @@ def _passed(measurement: PaddedEvaluationMeasurement) -> str:
         return f"Up to {short_percent(most)} of the items count wrongly: max_share allows it."
     if any(one.is_truncated and one.num_extra for one in padded):
         return f"Items added to even out the ranks are dropped before figures are made ({num})."
+    if Division.REDUNDANT in kinds:
+        return (
+            f"Every item was scored once, by one rank, or by every rank in a loader that all of "
+            f"them go through whole ({num})."
+        )
     return f"Every item was scored once, by one rank ({num})."
 
 
@@ -237,7 +251,9 @@ def _scored(
         else:
             division = Division.SHARED_OUT
         is_complete = shared.is_whole and len(seen) == loader.num_ranks
-        num_left_out = num_rounded + (num_items - len(union) if _is_sharding(shared) else 0)
+        num_rest = num_rounded + (num_items - len(union) if _is_sharding(shared) else 0)
+        if not is_complete or (num_rest > 0 and is_rest_scored(shared, num_rest, loaders)):
+            num_rest = 0
         yield ScoredPass(
             run=run.name,
             where=loader.words,
@@ -246,7 +262,7 @@ def _scored(
             division=division,
             num_scored=shared.num_fed,
             num_different=len(union),
-            num_left_out=num_left_out if is_complete else 0,
+            num_left_out=num_rest,
             is_framework_loader=any(one.is_batch_sampled for one in shared.by_rank),
             is_truncated=_is_truncated(run, shared),
         )

@@ -142,10 +142,20 @@ def unlike_tensors(run: Run) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def gradient_sizes(rank: Rank) -> dict[tuple[int, str], float]:
-    """By (optimizer, tensor): the largest norm of a gradient that this rank's probes saw, its own
-    or the final one. Tensors that no probe saw a gradient of are not there."""
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenGradient:
+    """What the probes of one rank saw of one tensor's gradient. ``size``: the largest norm, of its
+    own or of the final one. ``num_zeros``: probed steps at which the final one was 0 throughout."""
+
+    size: float
+    num_zeros: int
+
+
+def seen_gradients(rank: Rank) -> dict[tuple[int, str], SeenGradient]:
+    """By (optimizer, tensor). Tensors that no probe saw a gradient of are not there."""
     sizes: dict[tuple[int, str], float] = {}
+    num_zeros: Counter[tuple[int, str]] = Counter()
     for probe in rank.of(ProbeRecord):
         arrays = _read(rank, probe, _lists(rank, probe.optimizer))
         seen = np.concatenate([np.abs(arrays.values), arrays.norms[:, :, None]], axis=2)
@@ -154,7 +164,8 @@ def gradient_sizes(rank: Rank) -> dict[tuple[int, str], float]:
             if known.size:
                 key = probe.optimizer, name
                 sizes[key] = max(float(known.max()), sizes.get(key, 0.0))
-    return sizes
+                num_zeros[key] += bool(arrays.norms[row, 1] == 0)
+    return {key: SeenGradient(size=size, num_zeros=num_zeros[key]) for key, size in sizes.items()}
 
 
 def _probes_of(rank: Rank) -> dict[tuple[int, int], ProbeRecord]:

@@ -44,7 +44,8 @@ class AloneStep(msgspec.Struct, frozen=True, kw_only=True):
     """One step of the last rank, and the same step on one process with that rank's items.
 
     ``ratio``: the multiple of the replayed gradient that comes closest to the rank's own; ``rest``:
-    the share of the latter that it leaves over. ``worst``: the tensor with the largest gap.
+    the share of the latter that it leaves over. ``worst``: the tensor with the largest gap;
+    ``tensor_rest``: the largest share of a single tensor, of those whose gap weighs.
     """
 
     run: str
@@ -55,6 +56,7 @@ class AloneStep(msgspec.Struct, frozen=True, kw_only=True):
     ratio: float
     rest: float
     worst: str
+    tensor_rest: float
     is_random: bool
 
 
@@ -82,8 +84,8 @@ class RankDependentGradients(AbstractCheck[RankDependentMeasurement]):
         Where the gradient of one process is no weighted sum of the ranks' own, `scaleproof check`
         replays the last rank's items alone, from the same weights, in a process that is rank 0.
         What that gradient, times one factor, leaves over of the rank's own must stay below
-        `max_rest`. It fails when it does not at `min_steps` steps and `min_share` of those
-        compared. When the rank's gradient is reproduced, an operation couples the items of a
+        `max_rest`, and of any one tensor that weighs below `max_tensor_rest`. It fails when it does
+        not at `min_steps` steps and `min_share` of those compared. When the rank's gradient is reproduced, an operation couples the items of a
         batch instead (see batch-coupled-operation).
 
     What it can't see
@@ -107,6 +109,7 @@ class RankDependentGradients(AbstractCheck[RankDependentMeasurement]):
 
     max_rest: float = 0.02
     """Sound scripts reproduce theirs to 1e-6, in 16 bits to 5e-3."""
+    max_tensor_rest: float = 0.1
     min_steps: int = 2
     min_share: float = 0.25
 
@@ -124,7 +127,7 @@ class RankDependentGradients(AbstractCheck[RankDependentMeasurement]):
                 remedy="Seed what is drawn, alike on all ranks, or draw it with torch item by "
                 "item; then check again.",
             )
-        off = [step for step in known if step.rest > self.max_rest]
+        off = [step for step in known if self._is_off(step)]
         if len(off) >= self.min_steps and len(off) >= self.min_share * len(known):
             return _judge_off(off, known)
         if off:
@@ -143,13 +146,20 @@ class RankDependentGradients(AbstractCheck[RankDependentMeasurement]):
             f"{worst:.1e}), at {counted(len(known), 'step')}.",
         )
 
+    def _is_off(self, step: AloneStep) -> bool:
+        return step.rest > self.max_rest or step.tensor_rest > self.max_tensor_rest
+
+
+_LEAST_GAP = 5e-3
+"""Of a tensor, as a share of the whole gradient: smaller ones are rounding in 16 bits."""
+
 
 def _judge_off(off: Sequence[AloneStep], known: Sequence[AloneStep]) -> Judgement:
     first = off[0]
     return Judgement(
         outcome=Outcome.FAIL,
         sentence=f"{_where(first)} is not what the same script computes on the same items as rank "
-        f"0: {percent(first.rest, 0)} of it is left over, most in tensor {first.worst!r}, at "
+        f"0: {percent(first.rest)} of it is left over, most in tensor {first.worst!r}, at "
         f"{len(off)} of {counted(len(known), 'compared step')}. Ranks run different code, or on "
         "other inputs than they were handed.",
         remedy="Look for what depends on the rank between the loader and backward (if rank == 0, "
@@ -194,6 +204,8 @@ def _compare(look: CloserLook, alone: CloserLook) -> AloneStep | None:
         return None
     ratio = float((own * other).sum()) / other_size**2
     gaps = np.linalg.norm(own - ratio * other, axis=1)
+    sizes = np.linalg.norm(own, axis=1)
+    weighty = (gaps > _LEAST_GAP * size) & (sizes > 0)
     return AloneStep(
         run=look.probe.run,
         rank=look.probe.ranks[-1],
@@ -203,5 +215,6 @@ def _compare(look: CloserLook, alone: CloserLook) -> AloneStep | None:
         ratio=ratio,
         rest=float(np.linalg.norm(gaps)) / size,
         worst=names[int(np.argmax(gaps))],
+        tensor_rest=float(np.max(gaps[weighty] / sizes[weighty])) if weighty.any() else 0.0,
         is_random=bool(look.records[-1].drawn or alone.records[0].drawn),
     )

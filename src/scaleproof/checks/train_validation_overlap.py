@@ -104,7 +104,8 @@ class TrainValidationOverlap(AbstractCheck[TrainValidationOverlapMeasurement]):
     What it can't see
         Copies that differ in a bit: augmented, resized, paraphrased. Two data set objects that
         read the same files, unless their contents are equal. What was trained on before this run
-        (a checkpoint, a pretrained model). Evaluations before the first step.
+        (a checkpoint, a pretrained model). Evaluations before the first step. Evaluating a single
+        batch of a loader that is trained with again later: that is how a script looks at a shape.
 
     How to fix it
         `random_split(data, lengths, generator=torch.Generator().manual_seed(0))`: the same seed on

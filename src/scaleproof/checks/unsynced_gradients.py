@@ -164,7 +164,7 @@ class UnsyncedGradients(AbstractCheck[UnsyncedMeasurement]):
             return Judgement(
                 outcome=Outcome.UNDECIDED,
                 sentence=f"{sync.run}: {sync.where} had no gradient at any of "
-                f"{counted(sync.num_steps, 'probed step')}.",
+                f"{counted(sync.num_steps, 'probed step')}, or zeros only.",
                 remedy="See frozen-parameters.",
             )
         return Judgement(

@@ -93,7 +93,7 @@ def nothing_known(found: Sequence[Weighting]) -> Judgement:
     first = found[0]
     if not any(w.has_gradients for w in found):
         return undecided(
-            f"{first.run}: {first.where} had no gradient at any probed step.",
+            f"{first.run}: {first.where} had no gradient at any probed step, or zeros only.",
             "See frozen-parameters.",
         )
     if first.shares is None:

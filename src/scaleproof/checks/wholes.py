@@ -1,8 +1,10 @@
 """How many items the ranks' data sets hold together, where each may have a subset of its own."""
 
+from collections.abc import Iterable
+
 from pyroaring import BitMap
 
-from scaleproof.checks.passes import RankPass, SharedLoader
+from scaleproof.checks.passes import RankPass, SharedLoader, SharedPass
 
 
 def num_items_of_all(loader: SharedLoader, ever: BitMap) -> int:
@@ -38,6 +40,34 @@ def num_rounded_off(loader: SharedLoader, num_items: int, *, has_other_use: bool
     is_in_parts = len(sizes) == 1 and num_items == len(loader.loaders) * next(iter(sizes))
     is_rounded = 0 < num_root - num_items < len(loader.loaders)
     return num_root - num_items if is_in_parts and is_rounded and not has_other_use else 0
+
+
+def is_rest_scored(shared: SharedPass, num_rest: int, loaders: Iterable[SharedLoader]) -> bool:
+    """Between the same two steps of training, another loader handed out ``num_rest`` items of the
+    same data set, and none that ``shared`` did: the tail that a division leaves over, which ranks
+    score by itself. Another number of items is another set, such as a test set."""
+    here = {one.rank.rank: one for one in shared.by_rank}
+    for other in loaders:
+        if other.training or other.num_items != num_rest:
+            continue
+        for tail in other.evaluation:
+            if not (tail.is_whole and tail.has_ids) or not all(
+                _is_of_one_moment(one, here.get(one.rank.rank)) for one in tail.by_rank
+            ):
+                continue
+            rest = BitMap.union(*(one.seen() for one in tail.by_rank))
+            scored = BitMap.union(*(one.seen() for one in shared.by_rank))
+            if len(rest) == num_rest and not rest.intersect(scored):
+                return True
+    return False
+
+
+def _is_of_one_moment(one: RankPass, other: RankPass | None) -> bool:
+    return (
+        other is not None
+        and one.loader.data_set == other.loader.data_set
+        and one.record.first_step == other.record.first_step
+    )
 
 
 def _handed_to(loader: SharedLoader, rank: int) -> BitMap:

@@ -20,6 +20,7 @@ from torch.utils.data.dataloader import _SingleProcessDataLoaderIter
 from scaleproof.evidence.close_ups import ForcedRecord
 from scaleproof.observe import current
 from scaleproof.observe.arrivals import Arrivals, patch_losses
+from scaleproof.observe.checkpoints import is_preparing_to_load
 from scaleproof.observe.close_ups import CloseUps
 from scaleproof.observe.dropout import switch_dropout_off
 from scaleproof.observe.force_cpu import what_was_mapped
@@ -135,12 +136,12 @@ class Checking:
         return _next_data
 
     def _before_step(self, *_: Any) -> None:
-        if self.recorder is not None:
+        if self.recorder is not None and not is_preparing_to_load():
             with self.guarded():
                 self.recorder.step_begins()
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if self.close_ups is None or current.observer is None:
+        if self.close_ups is None or current.observer is None or is_preparing_to_load():
             return
         with self.guarded():
             if not self.close_ups.step_ended(

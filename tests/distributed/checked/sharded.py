@@ -3,11 +3,12 @@
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 dist.init_process_group("gloo")
-mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
+mesh = init_device_mesh("cpu", (dist.get_world_size(),))
 torch.manual_seed(0)
 layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True)
 model = nn.Sequential(nn.Linear(3, 8), layer, nn.Flatten(), nn.Linear(32, 2))
