@@ -98,10 +98,13 @@ def test_steps_with_random_numbers_tell_nothing(tmp_path: Path):
 
 def test_the_thresholds_themselves_still_pass(tmp_path: Path):
     script = unlike_rank_0((1, 2, 3), size=0.5)
-    rests = finding(tmp_path / "1", script).measurement["steps"]
-    largest = max(step["rest"] for step in rests)
+    steps = finding(tmp_path / "1", script).measurement["steps"]
+    rest, of_tensor = (max(step[name] for step in steps) for name in ("rest", "tensor_rest"))
 
-    assert finding(tmp_path / "2", script, max_rest=largest).outcome is Outcome.PASS
-    steps = replace(unlike_rank_0((3, 6, 9)), probed_steps=tuple(range(1, 13)))
-    assert finding(tmp_path / "3", steps, min_share=0.25).outcome is Outcome.FAIL
-    assert finding(tmp_path / "4", steps, min_share=0.26).outcome is Outcome.UNDECIDED
+    at_both = {"max_rest": rest, "max_tensor_rest": of_tensor}
+    assert finding(tmp_path / "2", script, **at_both).outcome is Outcome.PASS
+    below = {**at_both, "max_tensor_rest": 0.5 * of_tensor}
+    assert finding(tmp_path / "5", script, **below).outcome is Outcome.FAIL
+    script = replace(unlike_rank_0((3, 6, 9)), probed_steps=tuple(range(1, 13)))
+    assert finding(tmp_path / "3", script, min_share=0.25).outcome is Outcome.FAIL
+    assert finding(tmp_path / "4", script, min_share=0.26).outcome is Outcome.UNDECIDED

@@ -84,9 +84,10 @@ class RankDependentGradients(AbstractCheck[RankDependentMeasurement]):
         Where the gradient of one process is no weighted sum of the ranks' own, `scaleproof check`
         replays the last rank's items alone, from the same weights, in a process that is rank 0.
         What that gradient, times one factor, leaves over of the rank's own must stay below
-        `max_rest`, and of any one tensor that weighs below `max_tensor_rest`. It fails when it does
-        not at `min_steps` steps and `min_share` of those compared. When the rank's gradient is reproduced, an operation couples the items of a
-        batch instead (see batch-coupled-operation).
+        `max_rest`, and of any one tensor that weighs below `max_tensor_rest`. It fails when it
+        does not at `min_steps` steps and `min_share` of those compared. When the rank's gradient
+        is reproduced, an operation couples the items of a batch instead (see
+        batch-coupled-operation).
 
     What it can't see
         Ranks in between: the last one is looked at. Differences that re-weighting explains, which
