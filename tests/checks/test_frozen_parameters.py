@@ -368,6 +368,17 @@ def test_gradients_that_are_0_now_and_then_or_on_one_rank_pass(
     assert "exactly 0" not in found.sentence
 
 
+def test_of_gradients_of_0_only_those_count_that_are_so_on_all_ranks(tmp_path: Path) -> None:
+    def local(script: FakeScript, rank: int, step: int) -> np.ndarray:
+        return zeros(*([1, 2] if rank else [2])).local(script, rank, step)
+
+    script = FakeScript(local=local, final=lambda script, rank, step, locals_: locals_[rank])
+    found = finding(build_observed(tmp_path, script))
+
+    assert found.outcome is Outcome.PASS
+    assert "of 1 parameter was exactly 0 at every probed step: head.weight" in found.sentence
+
+
 def test_a_single_probe_of_0_says_nothing(tmp_path: Path) -> None:
     """What is initialised to 0 keeps the gradients behind it at 0 for one step."""
     script = replace(zeros(0, 1, 2), probed_steps=(1,))

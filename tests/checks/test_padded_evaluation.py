@@ -366,6 +366,7 @@ def test_a_tail_that_another_loader_scores_is_not_left_out(
         pytest.param(with_tail((299, 300)), id="begins too early"),
         pytest.param(with_tail(tuple(range(300, 330))), id="another set, larger than the rest"),
         pytest.param(with_tail((300,), loader={"data_set": 7}), id="of another data set"),
+        pytest.param(with_tail((300,), loader={"num_items": 30}), id="an item of a larger set"),
         pytest.param(with_tail((300,), made={"first_step": 3}), id="at another step"),
         pytest.param(with_tail((300,), made={"is_whole": False}), id="broken off"),
     ],

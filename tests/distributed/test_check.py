@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from observing import Observed, check
+from scaleproof.checks.check import Outcome
 from scaleproof.checks.replayed import ComparedStep, compared_steps
 from scaleproof.evidence.close_ups import ReplayEnd
 from scaleproof.evidence.replays import replays_of
@@ -115,7 +116,7 @@ def words(text: str) -> str:
     ("script", "why"),
     [
         ("searching.py", "LBFGS evaluates the loss as often in a step as it likes"),
-        ("batches_by_hand.py", "its batches do not come from a DataLoader"),
+        ("batches_by_hand.py", "no DataLoader was seen to hand out batches while it trained"),
     ],
 )
 def test_what_can_not_be_replayed_is_said(tmp_path: Path, script: str, why: str) -> None:
@@ -132,8 +133,7 @@ def test_a_script_that_refuses_one_process(tmp_path: Path) -> None:
         assert end.num_steps == 0
         assert "on one process it fails" in end.why_not
     assert_rest_stands(observed)
-    if "give me at least two ranks" not in words(observed.stdout):
-        pytest.xfail("the script's own last words are not shown")
+    assert "give me at least two ranks" in words(observed.stdout)
 
 
 def test_random_numbers_that_can_not_be_drawn_again(tmp_path: Path) -> None:
@@ -144,8 +144,7 @@ def test_random_numbers_that_can_not_be_drawn_again(tmp_path: Path) -> None:
     assert all(step.is_random for step in steps)
     assert not observed.failed, str(observed)
     assert observed.is_sound is Answer.YES, str(observed)
-    if observed.finding("misscaled-gradients").outcome.value == "pass":
-        pytest.xfail("steps that differ by 60 % are taken for the same, noisy ones")
+    assert observed.finding("misscaled-gradients").outcome is not Outcome.PASS
 
 
 # Ctrl-C

@@ -81,12 +81,16 @@ def _of_both_sides(step: ComparedStep, tolerance: float) -> Relation:
 
 def noise_of(step: ComparedStep) -> float:
     """Distance from the reference, relative to it, that is no difference."""
-    return max(AGREES, NOISES * (step.noise or 0.0))
+    return max(AGREES, min(NOISES * (step.noise or 0.0), _MOST_NOISE))
+
+
+_MOST_NOISE = 0.05
+"""More than that between two replays is no rounding: they drew other random numbers, or diverge."""
 
 
 def fits(step: ComparedStep) -> float:
     """Residual up to which the reference is a weighted sum of the ranks' gradients."""
-    return max(FITS, NOISES * (step.noise or 0.0))
+    return max(FITS, min(NOISES * (step.noise or 0.0), _MOST_NOISE))
 
 
 def shares(fit: Fit) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 import scaleproof
-from scaleproof.errors import RunError, UsageError
+from scaleproof.errors import EvidenceError, RunError, UsageError
 from scaleproof.evidence.close_ups import ReplayEnd, ReplayName
 from scaleproof.evidence.failures import describe_failure
 from scaleproof.evidence.paths import RunPaths, StudyPaths
@@ -199,7 +199,7 @@ def _replay(run: Run, plan: CheckPlan, watcher: CheckWatcher) -> int:
     folder = run.paths.material
     try:
         todo = plan_replay(run, MaterialIndex(folder), num_kept)
-    except UnreplayableError as reason:
+    except (UnreplayableError, EvidenceError) as reason:
         _write_end(run.paths.replay("union"), "union", 0, num_kept, str(reason))
         watcher.ended(f"no replay: {reason}")
         return 0
@@ -247,12 +247,19 @@ def _replay_one(run: Run, plan: CheckPlan, name: ReplayName, num_wanted: int) ->
 
 def _why_it_ended(replay: Run, exit_code: int, num_steps: int) -> str:
     failure = describe_failure(replay)
-    if failure is not None:
-        return f"on one process it fails: {failure.sentence}"
+    if failure is not None and not _is_told_by_output(replay):
+        return f"on one process it fails: {failure.sentence.rstrip('.')}"
     lines = [line for line in last_lines(log_of(replay.paths)).splitlines() if line.strip()]
     if exit_code and lines:
         return f"on one process it fails: {lines[-1].strip()}"
     return f"on one process it ends after {num_steps} steps"
+
+
+def _is_told_by_output(replay: Run) -> bool:
+    """It ended by itself, and said why to the terminal alone."""
+    return replay.first_failure is not None and (
+        replay.first_failure[1].error_type == "ProcessEnded"
+    )
 
 
 def _write_end(paths: RunPaths, name: ReplayName, num_steps: int, wanted: int, why: str) -> None:

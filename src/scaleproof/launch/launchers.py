@@ -1,31 +1,90 @@
 """How a script wants to be started: by torchrun, one process per device, or alone, starting its
 own processes."""
 
-import re
+import ast
+from collections.abc import Iterator
 from typing import Literal
 
 Launcher = Literal["auto", "torchrun", "python"]
 
-_STARTS_PROCESSES = re.compile(
-    r"""
-    \b(?:mp|multiprocessing)\.(?:spawn|start_processes|Process|get_context)\b
-    | \bfrom\ (?:torch\.)?multiprocessing\b.*\bimport\b.*\b(?:Process|spawn|start_processes)\b
-    | \bnotebook_launcher\b | \bdebug_launcher\b
-    """,
-    re.VERBOSE,
-)
-_TRAINER = re.compile(r"\b(?:Trainer|Fabric)\([^()]*\bdevices\s*=\s*(?!1\b)[^()]*\)", re.DOTALL)
-_LIGHTNING = re.compile(r"^\s*(?:import|from)\s+(?:pytorch_)?lightning", re.MULTILINE)
-_DATA_PARALLEL = re.compile(r"(?<!Distributed)\bDataParallel\(")
+_STARTERS = {"spawn", "start_processes", "Process", "get_context"}
+"""Of ``multiprocessing`` and ``torch.multiprocessing``."""
+
+_LAUNCHERS = {"notebook_launcher", "debug_launcher"}
 
 
 def launcher_of(source: str) -> Literal["torchrun", "python"]:
-    """Guessed from the script's text: ``python`` when it starts its processes itself (with
-    multiprocessing, or through Lightning's own launcher) or runs its devices from one process."""
-    if _STARTS_PROCESSES.search(source):
+    """Guessed from the script's code: ``python`` when it starts its processes itself (with
+    multiprocessing, or through Lightning's own launcher) or runs its devices from one process.
+
+    A text that is no Python is left to torchrun, and Python says what is wrong with it.
+    """
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return "torchrun"
+    modules = _modules_by_name(tree)
+    calls = [_Call(node, modules) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    if any(call.starts_processes for call in calls):
         return "python"
-    if _LIGHTNING.search(source) and _TRAINER.search(source):
+    if any(name.partition(".")[0] in _LIGHTNING for name in modules.values()) and any(
+        call.drives_devices for call in calls
+    ):
         return "python"
-    if _DATA_PARALLEL.search(source) and "init_process_group" not in source:
-        return "python"
-    return "torchrun"
+    names = {call.name for call in calls}
+    is_distributed = any(
+        "init_process_group" in (getattr(node, "attr", ""), getattr(node, "id", ""))
+        for node in ast.walk(tree)
+    )
+    return "python" if "DataParallel" in names and not is_distributed else "torchrun"
+
+
+_LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
+
+
+class _Call:
+    """A call: the last name of what is called, and where that comes from."""
+
+    def __init__(self, node: ast.Call, modules: dict[str, str]) -> None:
+        path = list(_path(node.func))
+        self.name = path[-1] if path else ""
+        origin = modules.get(path[0], path[0]) if path else ""
+        self._origin = ".".join([origin, *path[1:]])
+        self._node = node
+
+    @property
+    def starts_processes(self) -> bool:
+        module, _, name = self._origin.rpartition(".")
+        is_ours = module.endswith("multiprocessing") or module in ("mp", "torch.mp")
+        return (is_ours and name in _STARTERS) or self.name in _LAUNCHERS
+
+    @property
+    def drives_devices(self) -> bool:
+        """A Trainer or Fabric of Lightning that was told of other than one device."""
+        devices = [keyword.value for keyword in self._node.keywords if keyword.arg == "devices"]
+        is_one = devices and isinstance(devices[0], ast.Constant) and devices[0].value in (1, "1")
+        return self.name in ("Trainer", "Fabric") and bool(devices) and not is_one
+
+
+def _path(node: ast.expr) -> Iterator[str]:
+    """``torch.multiprocessing.spawn`` as its three names."""
+    if isinstance(node, ast.Attribute):
+        yield from _path(node.value)
+        yield node.attr
+    elif isinstance(node, ast.Name):
+        yield node.id
+
+
+def _modules_by_name(tree: ast.AST) -> dict[str, str]:
+    """What each imported name stands for."""
+    names: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                names[alias.asname or alias.name.partition(".")[0]] = (
+                    alias.name if alias.asname else alias.name.partition(".")[0]
+                )
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                names[alias.asname or alias.name] = f"{node.module or ''}.{alias.name}"
+    return names

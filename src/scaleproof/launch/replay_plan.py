@@ -32,7 +32,10 @@ def plan_replay(run: Run, material: MaterialIndex, num_kept: int) -> ReplayPlan:
     table = tables[0][:num_steps]
     keys = [key for key in sorted(material.batches) if key[:2] in training]
     if not keys:
-        raise UnreplayableError("its batches do not come from a DataLoader")
+        raise UnreplayableError(
+            "no DataLoader was seen to hand out batches while it trained: they are made, or "
+            "collected, elsewhere"
+        )
     lacking = [key for key in keys if len(material.batches[key]) < len(run.ranks)]
     if all(len(material.batches[key]) < len(run.ranks) for key in keys):
         have = {rank for key in lacking for rank, _ in material.batches[key]}

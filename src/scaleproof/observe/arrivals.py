@@ -4,7 +4,8 @@ Torch's loss functions are replaced by themselves with a hook on what they retur
 there in backward is the factor between the loss function and the number that backward began at.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, cast, final
 
@@ -58,6 +59,7 @@ class Arrivals:
 
     def around(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         """``original`` with a hook on what it returns."""
+        signature = inspect.signature(original)
 
         def loss_function(*args: Any, **kwargs: Any) -> Any:
             if self._is_inside or torch.compiler.is_compiling():
@@ -68,7 +70,7 @@ class Arrivals:
             finally:
                 self._is_inside = False
             if current.observer is not None and isinstance(loss, Tensor) and loss.requires_grad:
-                self._watch(name, loss, args, kwargs)
+                self._watch(name, loss, signature.bind(*args, **kwargs).arguments)
             return loss
 
         return loss_function
@@ -90,9 +92,9 @@ class Arrivals:
         self.backward = 0
         return found
 
-    def _watch(self, name: str, loss: Tensor, args: Any, kwargs: Any) -> None:
-        where, reduction = current.where_called(), _reduction(loss, kwargs)
-        num_items = _num_items(name, loss, args, kwargs, reduction)
+    def _watch(self, name: str, loss: Tensor, given: Mapping[str, Any]) -> None:
+        where, reduction = current.where_called(), _reduction(loss, given)
+        num_items = _num_items(name, loss, given, reduction)
 
         def on_gradient(gradient: Tensor) -> None:
             if len(self._arrived) < MAX_CALLS:
@@ -107,21 +109,21 @@ def patch_losses(arrivals: Arrivals) -> None:
         current.replace(functional, name, partial(arrivals.around, name))
 
 
-def _reduction(loss: Tensor, kwargs: Any) -> Reduction:
-    asked = kwargs.get("reduction", "mean")
+def _reduction(loss: Tensor, given: Mapping[str, Any]) -> Reduction:
+    asked = given.get("reduction", "mean")
     if loss.dim() > 0:
         return "none"
     return "sum" if asked == "sum" else "mean"
 
 
-def _num_items(name: str, loss: Tensor, args: Any, kwargs: Any, reduction: Reduction) -> int:
+def _num_items(name: str, loss: Tensor, given: Mapping[str, Any], reduction: Reduction) -> int:
     if reduction == "none":
         return loss.numel()
-    target = kwargs.get("target", args[1] if len(args) > 1 else None)
+    target = given.get("target")
     if not isinstance(target, Tensor):
         return 1
     if name in ("cross_entropy", "nll_loss") and not target.is_floating_point():
-        return int((target != kwargs.get("ignore_index", -100)).sum())
+        return int((target != given.get("ignore_index", -100)).sum())
     return cast(int, target.numel())
 
 

@@ -135,12 +135,10 @@ ONLY_SAID = {
 
 
 @pytest.mark.parametrize("name", ONLY_SAID)
-@pytest.mark.xfail(strict=True, reason="comments and strings are taken for code")
 def test_what_is_only_said_starts_nothing(name: str) -> None:
     assert launcher_of(ONLY_SAID[name]) == "torchrun"
 
 
-@pytest.mark.xfail(strict=True, reason="the pattern stops at the first bracket")
 def test_lightning_with_calls_among_its_arguments() -> None:
     source = """
 import lightning as L
@@ -149,7 +147,6 @@ trainer = L.Trainer(logger=CSVLogger("logs"), devices=2, strategy="ddp")
     assert launcher_of(source) == "python"
 
 
-@pytest.mark.xfail(strict=True, reason="names that are imported over several lines are not seen")
 def test_spawn_imported_over_several_lines() -> None:
     source = """
 from torch.multiprocessing import (

@@ -162,12 +162,12 @@ def test_a_searching_optimizer(tmp_path: Path) -> None:
 
 
 def test_no_loader(tmp_path: Path) -> None:
-    with pytest.raises(UnreplayableError, match="do not come from a DataLoader"):
+    with pytest.raises(UnreplayableError, match="no DataLoader was seen to hand out batches"):
         plan_of(tmp_path, material=MaterialIndex(tmp_path / "nothing"))
 
 
 def test_batches_that_were_only_evaluated_with_are_none_to_train_on(tmp_path: Path) -> None:
-    with pytest.raises(UnreplayableError, match="do not come from a DataLoader"):
+    with pytest.raises(UnreplayableError, match="no DataLoader was seen to hand out batches"):
         plan_of(tmp_path, material=material_of(tmp_path, loaders=(1,)))
 
 

@@ -116,7 +116,6 @@ def test_weights(arrivals: Arrivals, name: str) -> None:
     assert arrival.where.startswith("test_arrivals.py:")
 
 
-@pytest.mark.xfail(strict=True, reason="ignore_index and reduction are looked for by name only")
 @pytest.mark.parametrize(
     ("arguments", "reduction", "num_items"),
     [

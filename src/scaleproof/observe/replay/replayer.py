@@ -133,4 +133,5 @@ def _copy(target: Any, values: Tensor) -> None:
         region = tuple(slice(s, s + n) for s, n in zip(starts, shape, strict=True))
         target.to_local().copy_(values[region])
         return
-    target.copy_(values)
+    if not torch.equal(target, values.to(target.device)):
+        target.data.copy_(values)  # a graph made before may still need it: not a change to autograd

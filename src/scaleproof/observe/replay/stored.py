@@ -5,6 +5,8 @@ from typing import final
 
 import msgspec
 
+from scaleproof.errors import EvidenceError
+
 
 @final
 class StoredTensor(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +86,15 @@ def line_of(entry: Stored) -> bytes:
     return msgspec.json.encode(entry) + b"\n"
 
 
+def _decoded(path: Path, line: bytes) -> Stored:
+    try:
+        return _DECODER.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EvidenceError(
+            f"{path} has a line that is no part of an index: {error}. Check the script again."
+        ) from error
+
+
 @final
 class MaterialIndex:
     """What all ranks left: what is in which file."""
@@ -100,7 +111,7 @@ class MaterialIndex:
         for path in sorted(folder.glob("rank-*.jsonl")):
             rank = int(path.stem.removeprefix("rank-"))
             for line in path.read_bytes().split(b"\n")[:-1]:  # a torn last one is left out
-                self._add(rank, _DECODER.decode(line))
+                self._add(rank, _decoded(path, line))
 
     def _add(self, rank: int, entry: Stored) -> None:
         match entry:

@@ -5,13 +5,13 @@ import pickle
 import tempfile
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from scaleproof.errors import EvidenceError
 from scaleproof.observe.replay.material import Material, MaterialWriter
 from scaleproof.observe.replay.stored import MaterialIndex, data_of, index_of
 
@@ -153,7 +153,7 @@ def test_a_damaged_line_is_an_error_that_names_it(tmp_path: Path, line: bytes) -
     write_batch(tmp_path, {"x": torch.ones(2)})
     with index_of(tmp_path, 0).open("ab") as index:
         index.write(line + b"\n")
-    with pytest.raises(msgspec.DecodeError):
+    with pytest.raises(EvidenceError, match=r"rank-00000.*Check the script again"):
         MaterialIndex(tmp_path)
 
 
