@@ -106,11 +106,7 @@ class RankDependentGradients(AbstractCheck[RankDependentMeasurement]):
     question: ClassVar[Question] = Question.SOUND
     family: ClassVar[Family] = Family.GRADIENTS
     needs: ClassVar[tuple[Need, ...]] = (CANDIDATE_RUN, SCRIPT, TWO_RANKS, LAST_RANK)
-    consequence_of: ClassVar[tuple[str, ...]] = (
-        "unsynced-gradients",
-        "replica-drift",
-        "train-validation-overlap",
-    )
+    consequence_of: ClassVar[tuple[str, ...]] = ("unsynced-gradients", "replica-drift")
 
     max_rest: float = 0.02
     """Sound scripts reproduce theirs to 1e-6, in 16 bits to 5e-3."""

@@ -78,9 +78,7 @@ class Feeder:
         if iterator._dataset_kind != _DatasetKind.Map or any(p.indices is None for p in parts):
             return join_recorded(original(), tensors, self.sizes)
         ids = [index for part in parts for index in part.indices or ()]
-        positions = self._positions(this.data_set, ids)
-        this.drawn_ahead.append(positions)
-        return join_by_ids(_fetch(iterator, positions), tensors)
+        return join_by_ids(_fetch(iterator, self._positions(this.data_set, ids)), tensors)
 
     def _positions(self, data_set: Any, ids: list[int]) -> list[int]:
         """Where the root data set's ids are in ``data_set``: the way back through ``Subset``."""

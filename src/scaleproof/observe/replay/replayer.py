@@ -42,6 +42,8 @@ class Replayer:
     def next_batch(self, iterator: Any, original: Any) -> Any:
         this = getattr(iterator, "_scaleproof_pass", None)
         if this is None:
+            if self._observer.troubles.any:
+                self._leave("its loaders could not be observed on one process")
             return original()
         try:
             batch = self.feeder.next(iterator, this, original)
