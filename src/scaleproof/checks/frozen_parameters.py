@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from scaleproof.checks.check import AbstractCheck, Family, Judgement, Need, Outcome, Question
+from scaleproof.checks.gradient_weights import NOISE_SHARE
 from scaleproof.checks.needs import CANDIDATE_RUN, SCRIPT, STEPS
 from scaleproof.checks.probes import owned_tensors, seen_gradients, where_of
 from scaleproof.checks.wording import counted, listed, percent
@@ -90,7 +91,9 @@ class FrozenParameters(AbstractCheck[FrozenMeasurement]):
         probed steps, `min_steps` or more, on all ranks: the loss does not change with what it
         trains. Where that is so of a part, of more than `max_share` of its numbers, it is
         undecided, and of less only counted: `0 * unused.sum()` is how scripts tell DDP of a branch
-        that is not used, and an expert may be given nothing. With fewer steps it is undecided.
+        that is not used, and an expert may be given nothing. Gradients of a millionth of the whole are
+        rounding (a bias before a normalisation) and need not move anything. With fewer steps it is
+        undecided.
 
     What it can't see
         Parameters with `requires_grad` off: they are frozen on purpose. When the
@@ -295,6 +298,7 @@ def _reaches(run: Run, rank: Rank) -> Iterator[OptimizerReach]:
         resting: list[str] = []
         idle: list[str] = []
         zero: dict[str, int] = {}
+        whole = sum(g.size**2 for (of, _), g in seen.items() if of == number) ** 0.5
         num_trainable = max(1, sum(tensor.numel for tensor in trainable.values()))
         for row, (name, tensor) in enumerate(owned[number].items()):
             if name not in trainable:
@@ -304,6 +308,8 @@ def _reaches(run: Run, rank: Rank) -> Iterator[OptimizerReach]:
                 idle.append(name)
             elif gradient is not None and gradient.size == 0:
                 zero[name] = gradient.num_zeros
+            elif gradient is not None and gradient.size <= NOISE_SHARE * whole:
+                continue  # it does not move, and need not
             elif num_states[name] == 1:  # None: a gradient that no probe saw
                 (resting if row in of_group_at_0 else stuck).append(name)
         last = [record for record in records if record.optimizer == number][-1]
