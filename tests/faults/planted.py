@@ -320,7 +320,7 @@ FAULTS = (
             ),
         ),
         check="unsynced-gradients",
-        words=("rank 0", "2 of 4 tensors", "body.0.weight"),
+        words=("rank 0", "body.0.weight"),
         at="optimizer = ",
         group="sync",
         links=("Lightning-AI/pytorch-lightning#20340", "NVIDIA/apex PR#46"),
