@@ -10,6 +10,8 @@ Launcher = Literal["auto", "torchrun", "python"]
 _STARTERS = {"spawn", "start_processes", "Process", "get_context"}
 """Of ``multiprocessing`` and ``torch.multiprocessing``."""
 
+_VARIABLES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "RANK")
+
 _LAUNCHERS = {"notebook_launcher", "debug_launcher"}
 
 
@@ -27,9 +29,11 @@ def launcher_of(source: str) -> Literal["torchrun", "python"]:
     calls = [_Call(node, modules) for node in ast.walk(tree) if isinstance(node, ast.Call)]
     if any(call.starts_processes for call in calls):
         return "python"
-    if any(name.partition(".")[0] in _LIGHTNING for name in modules.values()) and any(
-        call.drives_devices for call in calls
-    ):
+    is_lightning = any(name.partition(".")[0] in _LIGHTNING for name in modules.values())
+    knows_torchrun = any(
+        isinstance(node, ast.Constant) and node.value in _VARIABLES for node in ast.walk(tree)
+    )
+    if is_lightning and any(call.drives_devices(knows_torchrun) for call in calls):
         return "python"
     names = {call.name for call in calls}
     is_distributed = any(
@@ -58,12 +62,15 @@ class _Call:
         is_ours = module.endswith("multiprocessing") or module in ("mp", "torch.mp")
         return (is_ours and name in _STARTERS) or self.name in _LAUNCHERS
 
-    @property
-    def drives_devices(self) -> bool:
-        """A Trainer or Fabric of Lightning that was told of other than one device."""
+    def drives_devices(self, knows_torchrun: bool) -> bool:
+        """A Trainer or Fabric of Lightning that was told of several devices. A number that is no
+        constant is torchrun's, where the script knows torchrun's variables."""
         devices = [keyword.value for keyword in self._node.keywords if keyword.arg == "devices"]
-        is_one = devices and isinstance(devices[0], ast.Constant) and devices[0].value in (1, "1")
-        return self.name in ("Trainer", "Fabric") and bool(devices) and not is_one
+        if self.name not in ("Trainer", "Fabric") or not devices:
+            return False
+        if isinstance(devices[0], ast.Constant):
+            return devices[0].value not in (1, "1")
+        return not knows_torchrun
 
 
 def _path(node: ast.expr) -> Iterator[str]:

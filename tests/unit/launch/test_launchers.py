@@ -37,6 +37,11 @@ model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 import lightning as L
 trainer = L.Trainer(max_epochs=2, devices=1, accelerator="cpu")
 """,
+    "lightning that asks torchrun": """
+import os
+import lightning as L
+trainer = L.Trainer(devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)), strategy="ddp")
+""",
     "lightning that was not told": """
 import lightning.pytorch as pl
 trainer = pl.Trainer(max_epochs=2)
