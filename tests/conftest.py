@@ -8,6 +8,24 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--corpus-part",
+        default="0/1",
+        metavar="I/N",
+        help="every Nth case of the corpus, from I on",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what ``--corpus-part`` does not ask for."""
+    first, every = map(int, config.getoption("--corpus-part").split("/"))
+    cases = [item for item in items if item.get_closest_marker("corpus")]
+    left_out = set(cases) - set(cases[first::every])
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A whole run in which every distributed test was skipped proves nothing: it fails."""
