@@ -23,5 +23,9 @@ SOUND: tuple[Planted, ...] = (
 )
 """Each is the sound twin of the faults that are planted in it; some have none."""
 
-BEYOND: tuple[Planted, ...] = (*planted_data.OPEN, *planted_frameworks.OPEN)
+BEYOND: tuple[Planted, ...] = (
+    *planted_data.OPEN,
+    *planted_gradients.OPEN,
+    *planted_frameworks.OPEN,
+)
 """What can't be judged with certainty, or is not found: docs/faults.md says so."""

@@ -345,14 +345,6 @@ _SCALING = (
         links=("facebookresearch/vissl#474", "huggingface/sentence-transformers PR#3442"),
     ),
     Planted(
-        name="balance_of_this_rank's_batch",
-        script="mixture_of_experts.py",
-        edits=(("        dist.all_reduce(load)\n", ""),),
-        check="batch-coupled-operation",
-        group="scaling",
-        links=("NVIDIA-NeMo/Automodel#1408", "NVIDIA/Megatron-LM PR#3768"),
-    ),
-    Planted(
         name="balanced_on_rank_0_only",
         script="mixture_of_experts.py",
         edits=(
@@ -363,7 +355,7 @@ _SCALING = (
                 "                loss = loss + args.aux_weight * aux_loss\n",
             ),
         ),
-        check="misweighted-gradients",
+        check="rank-dependent-gradients",
         group="scaling",
         links=("NVIDIA-NeMo/Automodel PR#1412", "NVIDIA/Megatron-LM PR#3768"),
     ),
@@ -524,3 +516,16 @@ _STATE = (
 )
 
 FAULTS = (*_SYNC, *_SCALING, *_CLIPPING, *_STATE)
+
+OPEN: tuple[Planted, ...] = (
+    # It changes the router's gradient by 2e-4 to 2e-3 of the whole: in 16 bits, rounding does.
+    Planted(
+        name="balance_of_this_rank's_batch",
+        script="mixture_of_experts.py",
+        edits=(("        dist.all_reduce(load)\n", ""),),
+        check="",
+        group="scaling",
+        links=("NVIDIA-NeMo/Automodel#1408", "NVIDIA/Megatron-LM PR#3768"),
+    ),
+)
+"""Found by no check for sure."""

@@ -91,9 +91,9 @@ class FrozenParameters(AbstractCheck[FrozenMeasurement]):
         probed steps, `min_steps` or more, on all ranks: the loss does not change with what it
         trains. Where that is so of a part, of more than `max_share` of its numbers, it is
         undecided, and of less only counted: `0 * unused.sum()` is how scripts tell DDP of a branch
-        that is not used, and an expert may be given nothing. Gradients of a millionth of the whole are
-        rounding (a bias before a normalisation) and need not move anything. With fewer steps it is
-        undecided.
+        that is not used, and an expert may be given nothing. Gradients of a millionth of the whole
+        are rounding (a bias before a normalisation) and need not move anything. With fewer steps
+        it is undecided.
 
     What it can't see
         Parameters with `requires_grad` off: they are frozen on purpose. When the

@@ -67,7 +67,8 @@ class CloseUps:
 
     def clipping_begins(self, parameters: Iterable[Tensor]) -> None:
         """``torch.nn.utils.clip_grad_*`` is about to change gradients."""
-        self._clipped_ids |= {id(parameter) for parameter in parameters}
+        given = {id(parameter) for parameter in parameters}
+        self._clipped_ids |= given
         if self._clipped is not None:
             return
         self._clip_where = current.where_called()
@@ -77,7 +78,9 @@ class CloseUps:
             id(parameter): _look(parameter.grad)
             for optimizer in optimizers
             for parameter in parameters_of(optimizer)
-            if parameter.grad is not None and not parameter.grad.is_sparse
+            if id(parameter) in given
+            and parameter.grad is not None
+            and not parameter.grad.is_sparse
         }
 
     def batch_asked(self) -> None:
