@@ -68,8 +68,8 @@ def generate() -> str:
     still_open = BEYOND
     if still_open:
         sections.append(
-            "## Beyond\n\nFaults that no check is sure to name, and sound scripts that are not told "
-            "from faults; `make corpus` does not run them.\n\n"
+            "## Beyond\n\nFaults that no check is sure to name, and sound scripts that are not "
+            "told from faults; `make corpus` does not run them.\n\n"
             + _table([_row(fault) for fault in still_open])
         )
     sections.append("## Sound scripts\n\n" + _listed_sound())
