@@ -91,13 +91,13 @@ class UndividedAccumulation(AbstractCheck[AccumulationMeasurement]):
     How it decides
         By the gradient that arrives in backward at what the loss functions returned: the weight of
         each in what is added up, on the ranks and, where the step was replayed, on one device: a
-        factor of the number of ranks is not there. Sound weights add up to 1 over the backwards of
-        a step (1/A each, or by items or tokens) on either; it fails when each is 1, up to
-        `tolerance`, at `min_steps` steps and `min_share` of those that accumulate. Losses are told
-        apart by function and line; of several, the one with the largest weight counts, if it is in
-        every backward. Dividing the gradients themselves before the step is as good. Sums over the
-        items need no division; where a rank's items are as many as the backwards, a division by the
-        one may be by the other: undecided.
+        factor of the number of ranks is not there. Sound weights add up to 1, up to `max_miscount`,
+        over the backwards of a step (1/A each, or by items or tokens) on either; it fails when each
+        is 1, up to `tolerance`, at `min_steps` steps and `min_share` of those that accumulate.
+        Losses are told apart by function and line; of several, the one with the largest weight
+        counts, if it is in every backward. Dividing the gradients themselves before the step is as
+        good. Sums over the items need no division; where a rank's items are as many as the
+        backwards, a division by the one may be by the other: undecided.
 
     What it can't see
         Losses that are not computed by torch's functions. A constant factor in front of the loss
@@ -122,6 +122,8 @@ class UndividedAccumulation(AbstractCheck[AccumulationMeasurement]):
 
     tolerance: float = 0.05
     """Of a weight: losses in 16 bits arrive with one that is off by less than 0.01."""
+    max_miscount: float = 0.15
+    """Of the sum of the weights: token counts include the first of each sequence, or padding."""
     min_steps: int = 2
     min_share: float = 0.25
     """Of the steps that accumulate: a ragged end of an epoch alone is no fault."""
@@ -252,7 +254,7 @@ class UndividedAccumulation(AbstractCheck[AccumulationMeasurement]):
             return True
         later = 1 / len(one.weights) if self._is_divided_later(one) else 1.0
         return any(
-            abs(later * sum(weights) - 1) <= self.tolerance
+            abs(later * sum(weights) - 1) <= self.max_miscount
             or all(abs(later * weight * usual - 1) <= self.tolerance for weight in weights)
             for weights in (one.weights, one.sums)
         )
