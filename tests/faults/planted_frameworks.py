@@ -59,7 +59,7 @@ _ACCELERATE = (
             ),
         ),
         check="unsynced-gradients",
-        words=("rank 0", "6 of 6 tensors"),
+        words=("6 of 6 tensors",),
         at="optimizer = ",
         group="sync",
         links=("kohya-ss/sd-scripts#924", "jingyaogong/minimind PR#854"),
