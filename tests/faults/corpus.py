@@ -1,6 +1,6 @@
 """All of the fault corpus: the faults, and the scripts that are sound."""
 
-from faults import planted, planted_data, planted_frameworks, planted_gradients
+from faults import planted, planted_data, planted_frameworks, planted_gradients, planted_state
 from faults.scripts import ARGUMENTS, Planted
 from faults.twins import TWINS
 
@@ -8,6 +8,7 @@ FAULTS: tuple[Planted, ...] = (
     *planted.FAULTS,
     *planted_data.FAULTS,
     *planted_gradients.FAULTS,
+    *planted_state.FAULTS,
     *planted_frameworks.FAULTS,
 )
 
