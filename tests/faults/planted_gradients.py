@@ -1,7 +1,7 @@
 """Faults in how gradients are shared and scaled, planted in scripts of many styles.
 
-Their classes: synchronisation and scaling; ``planted_state.py`` has clipping, precision and state. Each is silent: the script ends
-well and its loss looks normal. Its sound twin is the script itself.
+Their classes: synchronisation and scaling; ``planted_state.py`` has clipping, precision and state.
+Each is silent: the script ends well and its loss looks normal. Its sound twin is the script itself.
 """
 
 from faults.scripts import Planted
