@@ -1,15 +1,12 @@
 """``Trainer(accelerator="gpu")`` and ``Fabric(accelerator="cuda")``: Lightning asks no device, but
 picks a class of its own by this name."""
 
-import importlib.util
-import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, final
+from typing import Any
 
 from scaleproof.observe.forced import asked, replace
+from scaleproof.observe.libraries import when_imported
 
 _CONNECTORS = {
     "lightning.pytorch.trainer.connectors.accelerator_connector": "_AcceleratorConnector",
@@ -27,42 +24,12 @@ _PRECISIONS = {
 
 def force_lightning(num_devices: int) -> None:
     """Patch it when it is imported, if it ever is."""
-    sys.meta_path.insert(0, _AfterImport(num_devices))
 
+    def patch(module: ModuleType) -> None:
+        _patch(getattr(module, _CONNECTORS[module.__name__]), num_devices)
 
-@final
-class _AfterImport(MetaPathFinder):
-    """Lets the real loader run, then patches."""
-
-    def __init__(self, num_devices: int) -> None:
-        self._num_devices = num_devices
-        self._is_looking = False
-
-    def find_spec(
-        self,
-        fullname: str,
-        path: Sequence[str] | None,  # noqa: ARG002 - the protocol of finders
-        target: ModuleType | None = None,  # noqa: ARG002
-        /,
-    ) -> ModuleSpec | None:
-        name = _CONNECTORS.get(fullname)
-        if name is None or self._is_looking:
-            return None
-        self._is_looking = True
-        try:
-            spec = importlib.util.find_spec(fullname)
-        finally:
-            self._is_looking = False
-        if spec is None or spec.loader is None:
-            return None
-        load = spec.loader.exec_module
-
-        def load_and_patch(module: ModuleType) -> None:
-            load(module)
-            _patch(getattr(module, name), self._num_devices)
-
-        spec.loader.exec_module = load_and_patch  # type: ignore[method-assign]
-        return spec
+    for name in _CONNECTORS:
+        when_imported(name, patch)
 
 
 def _patch(connector: type, num_devices: int) -> None:

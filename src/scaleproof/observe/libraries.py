@@ -36,14 +36,21 @@ def watch_imports() -> None:
     for name, patch in _PATCHES.items():
         if name in sys.modules:
             patch(sys.modules[name])
-    sys.meta_path.insert(0, _AfterImport())
+    _watch()
 
 
 def when_imported(name: str, patch: Callable[[ModuleType], None]) -> None:
-    """Besides, ``patch`` the module ``name``. Imports are watched already."""
+    """Besides, ``patch`` the module ``name``."""
     _PATCHES[name] = patch
     if name in sys.modules:
         patch(sys.modules[name])
+    _watch()
+
+
+def _watch() -> None:
+    """Once, in front of every other finder."""
+    if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport())
 
 
 @final
